@@ -1,0 +1,28 @@
+# make campaign   record demonstrations, then the whole campaign on this machine; again: goes on, or adopts what is done
+# make test       the tests
+# Options: DATASET=path (your own episodes), ARGS="--steps 500 ..." (see .venv/bin/python -m pipelines run --help)
+
+SHELL := /bin/bash
+python := .venv/bin/python
+dataset_option := $(if $(DATASET),--dataset "$(DATASET)")
+
+.PHONY: campaign test lint lock setup clean
+
+campaign: setup
+	@$(python) -m pipelines run $(dataset_option) $(ARGS)
+
+test: setup lint
+	@OMP_NUM_THREADS=1 $(python) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+lint: setup
+	@$(python) -m ruff check -q . && $(python) -m ruff format -q --check .
+
+setup:
+	@scripts/setup.sh
+
+# Resolve the dependencies anew; the locks carry hashes and no index address.
+lock: setup
+	@scripts/lock.sh
+
+clean:
+	rm -rf outputs datasets .pytest_cache .ruff_cache

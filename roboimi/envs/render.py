@@ -1,0 +1,170 @@
+"""Off-screen rendering of a MuJoCo model: one OpenGL context, plain shading, RGB frames.
+
+On Linux the context is EGL's unless `MUJOCO_GL` names another one, whatever MuJoCo itself chose when it was imported:
+EGL needs no display and runs on a GPU as well as on Mesa's software rasteriser. The context belongs to the process and
+thread that made it, and is made on the first frame.
+"""
+
+import atexit
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import mujoco
+import numpy as np
+
+from roboimi.errors import ConfigError, RenderError
+
+_MAX_GEOMS = 1000
+_PLAIN_SHADING = {mujoco.mjtRndFlag.mjRND_SHADOW: 0, mujoco.mjtRndFlag.mjRND_REFLECTION: 0}
+_SOFTWARE_RENDERERS = ("llvmpipe", "softpipe", "swrast", "software", "osmesa")
+
+
+class OffscreenRenderer:
+    """Renders the named cameras of one model; close it, or use it as a context manager.
+
+    Args:
+        model: compiled with an off-screen buffer (`vis.global_.offheight`, `offwidth`) at least as large as the frame.
+        height: of a frame in pixels.
+        width: of a frame in pixels.
+
+    Attributes:
+        frames_rendered: how many frames this renderer has made.
+
+    Raises:
+        RenderError: this machine gives no OpenGL context.
+    """
+
+    def __init__(self, model: mujoco.MjModel, height: int, width: int):
+        self._resources = None
+        self._model = model
+        self._rect = mujoco.MjrRect(0, 0, width, height)
+        self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
+        for flag, value in _PLAIN_SHADING.items():
+            self._scene.flags[flag] = value
+        self._options = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self.frames_rendered = 0
+        self._resources = _Resources(model, width, height)
+
+    def render(self, data: mujoco.MjData, cameras: Sequence[str]) -> dict[str, np.ndarray]:
+        """Render `data` as each of `cameras` sees it: name → (height, width, 3) uint8 RGB, row 0 at the top.
+
+        Raises:
+            ConfigError: the model has no camera of that name.
+            RenderError: the renderer is closed.
+        """
+        if self._resources is None:
+            raise RenderError("The renderer is closed, so no frame can be rendered: make a new one.")
+        camera_ids = {name: self._camera_id(name) for name in cameras}
+        self._resources.gl.make_current()
+        return {name: self._frame(data, camera_id) for name, camera_id in camera_ids.items()}
+
+    def close(self) -> None:
+        """Free the OpenGL context; calling it again does nothing."""
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.free()
+
+    def _frame(self, data: mujoco.MjData, camera_id: int) -> np.ndarray:
+        self._camera.fixedcamid = camera_id
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        frame = np.empty((self._rect.height, self._rect.width, 3), dtype=np.uint8)
+        mujoco.mjr_render(self._rect, self._scene, self._resources.context)
+        mujoco.mjr_readPixels(frame, None, self._rect, self._resources.context)
+        self.frames_rendered += 1
+        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
+
+    def _camera_id(self, name: str) -> int:
+        found = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA.value, name)
+        if found < 0:
+            known = ", ".join(self._model.camera(index).name for index in range(self._model.ncam))
+            raise ConfigError(f"The scene has no camera {name!r}: choose among {known}.")
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Resources:
+    """What lives on the OpenGL side; freed once, and at the latest before the process lets go of its EGL display."""
+
+    def __init__(self, model: mujoco.MjModel, width: int, height: int):
+        self.gl = _make_context(width, height)
+        try:
+            self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:
+            self.gl.free()
+            raise _no_context(error) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self.context)
+        # MuJoCo ends the display at exit, and a context freed after that writes a traceback. Handlers run last in,
+        # first out.
+        atexit.register(self.free)
+
+    def free(self) -> None:
+        atexit.unregister(self.free)
+        self.gl.make_current()
+        self.context.free()
+        self.gl.free()
+
+
+def gl_renderer() -> str:
+    """Name of the OpenGL renderer of this machine, such as "llvmpipe (LLVM 15, 256 bits)" or "NVIDIA H200/PCIe/SSE2".
+
+    Raises:
+        RenderError: there is no OpenGL context.
+    """
+    gl = _make_context(16, 16)
+    try:
+        from OpenGL import GL
+
+        return GL.glGetString(GL.GL_RENDERER).decode()
+    finally:
+        gl.free()
+
+
+def is_software_renderer(name: str | None = None) -> bool:
+    """Whether frames are drawn by the CPU; `name` is what `gl_renderer` gave, asked for if not given."""
+    name = gl_renderer() if name is None else name
+    return any(software in name.lower() for software in _SOFTWARE_RENDERERS)
+
+
+def _make_context(width: int, height: int) -> Any:
+    """Make an OpenGL context current; its absence is reported in many ways, which all mean the same here."""
+    try:
+        kind = importlib.import_module(_context_module()).GLContext
+        gl = kind.__new__(kind)
+        gl._context = None  # or MuJoCo's destructor writes a traceback when its constructor has failed
+        gl.__init__(width, height)
+        gl.make_current()
+    except Exception as error:
+        raise _no_context(error) from error
+    return gl
+
+
+def _context_module() -> str:
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if sys.platform.startswith("linux") and chosen in {"", "egl"}:
+        return "mujoco.egl"
+    # Also where MUJOCO_GL switches rendering off: that module then has no GLContext.
+    return "mujoco.gl_context"
+
+
+def _no_context(error: Exception) -> RenderError:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    chosen = os.environ.get("MUJOCO_GL", "")
+    return RenderError(
+        f"No OpenGL context could be made with MUJOCO_GL={chosen!r} ({reason}): install the packages libegl1 and "
+        "libgl1-mesa-dri (`apt install libegl1 libgl1-mesa-dri`) and leave MUJOCO_GL unset."
+    )

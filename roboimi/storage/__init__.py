@@ -1,0 +1,1 @@
+"""Where datasets, feature caches, checkpoints and run folders live, and by which keys."""

@@ -1,0 +1,1 @@
+"""The policy: data, encoder, agent, head, training and rollouts."""

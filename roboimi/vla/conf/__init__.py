@@ -1,0 +1,1 @@
+"""Hydra configurations; `roboimi.vla.config.compose_config` reads them."""

@@ -1,0 +1,1 @@
+"""Datasets of demonstrations: contract, manifest, episodes, windows, statistics, feature cache, validation."""

@@ -1,0 +1,1 @@
+"""Networks of the policy: frozen encoder, backbones, projectors, normalisers and heads."""

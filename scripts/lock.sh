@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Resolves requirements/*.lock for Python 3.11 to 3.13 on every platform, with hashes and without index addresses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compile=(.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes
+  --no-emit-index-url --no-emit-find-links --no-header --no-annotate)
+"${compile[@]}" requirements/bootstrap.in -o requirements/bootstrap.lock >/dev/null
+"${compile[@]}" --all-extras pyproject.toml -o requirements/all.lock >/dev/null
+# gym-aloha gives asset files only: its own requirements are those of its simulation, which the oracle lock holds.
+"${compile[@]}" --no-deps requirements/assets.in -o requirements/assets.lock >/dev/null
+"${compile[@]}" -c requirements/all.lock requirements/oracle.in -o requirements/oracle.lock >/dev/null

@@ -1,0 +1,34 @@
+"""Progress reaches another process through a file, and never more often than it can be read."""
+
+import json
+
+from roboimi.progress import ENVIRONMENT_VARIABLE, Progress
+
+
+def test_the_file_tells_how_far_the_work_is_and_goes_with_it(tmp_path, monkeypatch):
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(path))
+    with Progress.start("train", total=4) as progress:
+        assert json.loads(path.read_text())["done"] == 0
+        progress.update(4, note="loss 0.1")
+        state = json.loads(path.read_text())
+        assert (state["label"], state["done"], state["total"], state["note"]) == ("train", 4, 4, "loss 0.1")
+    assert not path.exists()
+
+
+def test_updates_in_quick_succession_are_dropped_but_the_last_is_shown(tmp_path, monkeypatch):
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(path))
+    with Progress.start("train", total=100) as progress:
+        for done in range(1, 100):
+            progress.update(done)
+        assert json.loads(path.read_text())["done"] < 99
+        progress.update(100)
+        assert json.loads(path.read_text())["done"] == 100
+
+
+def test_without_a_terminal_nothing_is_printed(capsys, monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+    with Progress.start("train", total=2) as progress:
+        progress.update(2)
+    assert capsys.readouterr() == ("", "")
