@@ -1,8 +1,8 @@
 """Progress of a long computation: a bar on a terminal, or a small file that another process shows.
 
-A campaign runs each step in its own process, whose output goes to a log; the process that the user sees reads the file
-named by the environment variable `ROBOIMI_PROGRESS` and draws the bar. Format of the file, one JSON object:
-`{"label": str, "done": int, "total": int, "note": str, "pid": int, "time": seconds since the epoch}`.
+A campaign runs each step in its own process, whose output goes to a log; the process that the user sees draws the bars
+from the folder that the environment variable `ROBOIMI_PROGRESS` names. It holds a file `<pid>.json` for each process at
+work, one JSON object: `{"label": str, "done": int, "total": int, "note": str, "time": seconds since the epoch}`.
 """
 
 import json
@@ -15,6 +15,11 @@ from typing import Protocol, Self
 
 ENVIRONMENT_VARIABLE = "ROBOIMI_PROGRESS"
 SECONDS_BETWEEN_WRITES = 0.2
+
+
+def progress_file(folder: Path, pid: int) -> Path:
+    """Where the process `pid` says how far it is."""
+    return folder / f"{pid}.json"
 
 
 class _Sink(Protocol):
@@ -36,9 +41,8 @@ class _File:
         self._path, self._label, self._total = path, label, total
 
     def show(self, done: int, note: str) -> None:
-        state = {"label": self._label, "done": done, "total": self._total, "note": note}
-        state |= {"pid": os.getpid(), "time": time.time()}
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        state = {"label": self._label, "done": done, "total": self._total, "note": note, "time": time.time()}
+        temporary = self._path.with_suffix(".writing")
         temporary.write_text(json.dumps(state))
         temporary.replace(self._path)
 
@@ -64,7 +68,7 @@ class _Bar:
 
 
 class Progress:
-    """How far a computation is: `with Progress.start("train", total=200) as progress: progress.update(10, "loss 0.1")`."""
+    """How far a computation is: `with Progress.start("train", total=9) as progress: progress.update(1, "loss 0.1")`."""
 
     def __init__(self, sink: _Sink, total: int):
         self.total = total
@@ -73,10 +77,10 @@ class Progress:
 
     @classmethod
     def start(cls, label: str, total: int) -> Self:
-        """Choose where to show progress: the file that `ROBOIMI_PROGRESS` names, else a terminal, else nowhere."""
-        path = os.environ.get(ENVIRONMENT_VARIABLE)
-        if path:
-            progress = cls(_File(Path(path), label, total), total)
+        """Choose where to show progress: the folder that `ROBOIMI_PROGRESS` names, else a terminal, else nowhere."""
+        folder = os.environ.get(ENVIRONMENT_VARIABLE)
+        if folder:
+            progress = cls(_File(progress_file(Path(folder), os.getpid()), label, total), total)
         elif sys.stderr.isatty() and sys.stdout.isatty():
             progress = cls(_Bar(label, total), total)
         else:

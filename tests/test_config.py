@@ -100,3 +100,11 @@ def test_rollout_seeds_are_the_same_for_every_arm():
     assert list(EvalConfig(episodes=3, first_seed=7).seeds) == [7, 8, 9]
     with pytest.raises(ConfigError, match="episodes=0"):
         EvalConfig(episodes=0)
+
+
+def test_the_encoder_of_a_run_reaches_the_backbone_and_is_no_part_of_the_key_by_its_name():
+    run = TrainRun.from_overrides([], dataset="/data/${a} 'b'", encoder="/towers/mine")
+    assert run.dataset == "/data/${a} 'b'"
+    assert run.config["agent"]["vision_backbone"]["encoder"] == "/towers/mine"
+    other = TrainRun.from_config(compose_config(["dataset=/elsewhere", "encoder=standin"]))
+    assert run.semantic_config() == other.semantic_config()

@@ -1,13 +1,14 @@
 """Progress reaches another process through a file, and never more often than it can be read."""
 
 import json
+import os
 
-from roboimi.progress import ENVIRONMENT_VARIABLE, Progress
+from roboimi.progress import ENVIRONMENT_VARIABLE, Progress, progress_file
 
 
 def test_the_file_tells_how_far_the_work_is_and_goes_with_it(tmp_path, monkeypatch):
-    path = tmp_path / "progress.json"
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(path))
+    path = progress_file(tmp_path, os.getpid())
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
     with Progress.start("train", total=4) as progress:
         assert json.loads(path.read_text())["done"] == 0
         progress.update(4, note="loss 0.1")
@@ -17,8 +18,8 @@ def test_the_file_tells_how_far_the_work_is_and_goes_with_it(tmp_path, monkeypat
 
 
 def test_updates_in_quick_succession_are_dropped_but_the_last_is_shown(tmp_path, monkeypatch):
-    path = tmp_path / "progress.json"
-    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(path))
+    path = progress_file(tmp_path, os.getpid())
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
     with Progress.start("train", total=100) as progress:
         for done in range(1, 100):
             progress.update(done)

@@ -15,6 +15,7 @@ from roboimi.envs.transfer_cube import DEFAULT_CAMERAS
 from roboimi.errors import ConfigError, DataError
 from roboimi.vla.data.atomic import write_json_atomically
 from roboimi.vla.data.contract import DatasetContract
+from roboimi.vla.data.manifest import MANIFEST_NAME
 
 RECIPE_NAME = "RECIPE.json"
 TASK = "transfer_cube"
@@ -76,26 +77,31 @@ class Recipe:
         return {"task": TASK, **json.loads(json.dumps(dataclasses.asdict(self)))}
 
 
-def claim_folder(out: Path, recipe: Recipe) -> None:
-    """Write `RECIPE.json` into `out`, or make sure that it is the one already there.
+def check_folder(out: Path, recipe: Recipe) -> None:
+    """Make sure that what is in `out`, if anything, was recorded by `recipe`.
 
     Raises:
         DataError: the folder holds a recording of another recipe, or episodes of unknown origin.
     """
-    path = out / RECIPE_NAME
-    if not path.exists():
-        if strangers := sorted(entry.name for entry in out.glob("*.hdf5")) or sorted(
-            entry.name for entry in out.glob("MANIFEST.json")
-        ):
-            raise DataError(f"{out} already holds {strangers[0]}, which was not recorded here: choose an empty folder.")
-        write_json_atomically(path, recipe.to_dict())
+    strangers = sorted(path.name for pattern in ("*.hdf5", MANIFEST_NAME) for path in out.glob(pattern))
+    if not strangers:
         return
+    path = out / RECIPE_NAME
     try:
         found = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{out} already holds {strangers[0]}, which was not recorded here: choose an empty folder."
+        ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): remove {out} and record again.") from error
+        raise DataError(f"{path} cannot be read ({error}): choose another folder, or remove this one.") from error
     wanted = recipe.to_dict()
     if found != wanted:
-        names = sorted(name for name in {*wanted, *found} if found.get(name) != wanted.get(name))
-        told = ", ".join(f"{name} {found.get(name)} instead of {wanted.get(name)}" for name in names)
-        raise DataError(f"{out} holds a recording with {told}: choose another folder, or remove this one first.")
+        differing = sorted(name for name in {*wanted, *found} if found.get(name) != wanted.get(name))
+        told = " and ".join(f"{name} {found.get(name)} instead of {wanted.get(name)}" for name in differing)
+        raise DataError(f"{out} holds a recording with {told}: choose another folder, or remove this one.")
+
+
+def claim_folder(out: Path, recipe: Recipe) -> None:
+    """Write `RECIPE.json` into a folder that `check_folder` let pass."""
+    write_json_atomically(out / RECIPE_NAME, recipe.to_dict())

@@ -25,9 +25,17 @@ from roboimi.envs import scene
 from roboimi.envs.demonstration import Demonstration, demonstrate
 from roboimi.envs.expert import ScriptedExpert
 from roboimi.envs.images import resize_frame
-from roboimi.envs.recipe import TASK, Recipe, claim_folder
+from roboimi.envs.recipe import TASK, Recipe, check_folder, claim_folder
 from roboimi.envs.transfer_cube import TransferCubeEnv
-from roboimi.errors import DataError, DiskFullError, HeldByAnotherError, RenderError, RoboimiError
+from roboimi.errors import (
+    ConfigError,
+    DataError,
+    DiskFullError,
+    HeldByAnotherError,
+    RenderError,
+    RoboimiError,
+    StoreError,
+)
 from roboimi.progress import Progress
 from roboimi.vla.data.atomic import TEMPORARY_PREFIX
 from roboimi.vla.data.episode import image_name, write_episode
@@ -73,27 +81,38 @@ def record(out: Path | str, episodes: int, seed: int = 0, workers: int | None = 
         HeldByAnotherError: another process records into the folder.
         RenderError: no OpenGL context can be made, or rendering hangs.
         RecordingError: a worker process died.
+        StoreError: the folder cannot be made.
     """
     recipe = Recipe(episodes=episodes, seed=seed, **settings)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} workers cannot record: ask for at least one.")
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{out} cannot be a folder to record into ({error.strerror}): choose another one.") from error
     with _alone_in(out):
-        claim_folder(out, recipe)
+        check_folder(out, recipe)
         if (out / MANIFEST_NAME).exists():
             return read_manifest(out).digest
         _remove_leftovers(out)
-        files = [episode_file(index) for index in range(recipe.episodes)]
-        missing = [index for index, file in enumerate(files) if not (out / file).exists()]
-        _require_room(out, recipe, len(missing))
-        entries = _in_parallel(out, recipe, workers or len(os.sched_getaffinity(0)))
+        _require_room(out, recipe, missing=recipe.episodes - len(list(out.glob("episode_*.hdf5"))))
+        claim_folder(out, recipe)
+        entries = _in_parallel(out, recipe, usable_cores() if workers is None else workers)
         manifest = write_manifest(
             out,
             contract=recipe.contract,
             source={"kind": "scripted-expert", "recipe": recipe.to_dict(), "versions": _versions()},
-            split=split_episodes(files, VALIDATION_FRACTION, recipe.seed),
+            split=split_episodes([entry.file for entry in entries], VALIDATION_FRACTION, recipe.seed),
             episodes=entries,
         )
     return manifest.digest
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def episode_file(index: int) -> str:
@@ -153,7 +172,7 @@ def _in_parallel(out: Path, recipe: Recipe, workers: int) -> list[EpisodeEntry]:
         waiting = {pool.submit(record_episode, out, recipe, index) for index in range(recipe.episodes)}
         with Progress.start(f"record {recipe.episodes} episodes", recipe.episodes) as progress:
             while waiting:
-                finished, waiting = _next_finished(pool, waiting)
+                finished, waiting = _next_finished(waiting)
                 entries += [future.result() for future in finished]
                 progress.update(len(entries))
     except BrokenProcessPool as error:
@@ -161,17 +180,21 @@ def _in_parallel(out: Path, recipe: Recipe, workers: int) -> list[EpisodeEntry]:
             f"A process that recorded into {out} died, perhaps for lack of memory: run again, with fewer workers if it "
             "happens again; finished episodes are kept."
         ) from error
+    except BaseException:
+        # Episodes are whole or not there, so workers need not finish theirs; the pool would also start queued ones.
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        _remove_leftovers(out)
     return entries
 
 
-def _next_finished(pool: ProcessPoolExecutor, waiting: set[Future]) -> tuple[set[Future], set[Future]]:
+def _next_finished(waiting: set[Future]) -> tuple[set[Future], set[Future]]:
     finished, waiting = wait(waiting, timeout=STALL_S, return_when=FIRST_COMPLETED)
     if not finished:
         # Several EGL contexts on one GPU have been seen to block in glReadPixels for ever.
-        for process in list(pool._processes.values()):
-            process.kill()
         raise RenderError(
             f"No episode was finished within {STALL_S:.0f} s, so rendering seems to hang: run again with one worker."
         )

@@ -51,8 +51,8 @@ class CameraSpec:
 
 
 # gym-aloha's own views show the cube 10 pixels wide in a 256-pixel frame and lose it behind the gripper during the
-# grasp. These three look at the working area from knee height: the cube is 20 to 30 pixels wide, seen by all three from
-# every start, and by at least two at every moment of an expert episode.
+# grasp. These three look at the working area from the viewer's side: the cube is about 20 pixels wide, and all three
+# saw it in every frame of the expert episodes that were looked at.
 ADDED_CAMERAS: dict[str, CameraSpec] = {
     "front": CameraSpec(position=(0.05, -0.02, 0.44), target=(0.04, 0.5, 0.125), fovy=42.0),
     "left_side": CameraSpec(position=(-0.40, 0.08, 0.46), target=(0.05, 0.5, 0.125), fovy=42.0),

@@ -121,7 +121,7 @@ class TransferCubeEnv(gymnasium.Env):
 
         contacts = self._contacts.read(self.data)
         reward = contacts.stage
-        done = reward == MAX_STAGE and not (self.require_release and contacts.right)
+        done = reward == MAX_STAGE and not (self.require_release and not contacts.released)
         self._held = self._held + 1 if done else 0
         self._stage = max(self._stage, reward)
         self._steps += 1
@@ -184,8 +184,8 @@ class TransferCubeEnv(gymnasium.Env):
 class _Contacts:
     """What touches the cube in one state."""
 
-    def __init__(self, left: bool, right: bool, table: bool):
-        self.left, self.right, self.table = left, right, table
+    def __init__(self, left: bool, right: bool, table: bool, released: bool):
+        self.left, self.right, self.table, self.released = left, right, table, released
 
     @property
     def stage(self) -> int:
@@ -197,18 +197,27 @@ class _Contacts:
 
 
 class _TaskContacts:
-    """Reads the cube's contacts by geom id; as in gym-aloha one finger stands for each gripper."""
+    """Reads the cube's contacts by geom id; as in gym-aloha the reward looks at one finger of each gripper."""
 
     def __init__(self, model: mujoco.MjModel):
-        self._cube = model.geom("red_box").id
-        self._table = model.geom("table").id
-        self._left = model.geom("vx300s_left/10_left_gripper_finger").id
-        self._right = model.geom("vx300s_right/10_left_gripper_finger").id
+        self._cube, self._table, self._left, self._right, self._right_other = (
+            model.geom(name).id
+            for name in (
+                "red_box",
+                "table",
+                "vx300s_left/10_left_gripper_finger",
+                "vx300s_right/10_right_gripper_finger",
+                "vx300s_right/10_left_gripper_finger",
+            )
+        )
 
     def read(self, data: mujoco.MjData) -> _Contacts:
         pairs = data.contact.geom[: data.ncon]
         touching = pairs[(pairs == self._cube).any(axis=1)]
-        return _Contacts(*((touching == geom).any() for geom in (self._left, self._right, self._table)))
+        left, right, other, table = (
+            bool((touching == geom).any()) for geom in (self._left, self._right, self._right_other, self._table)
+        )
+        return _Contacts(left=left, right=right, table=table, released=not (right or other))
 
 
 def servo_targets(action: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from roboimi.errors import ConfigError
 
 ALPHA = 0.05
 POWER = 0.80
-MOST_EPISODES = 100_000  # where `episodes_needed` gives up
+MOST_EPISODES = 20_000  # where `episodes_needed` gives up
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def episodes_needed(rate: float, difference: float = 0.10, power: float = POWER,
     """Shared seeds needed to separate two arms `difference` apart around `rate` with probability `power`.
 
     Raises:
-        ConfigError: a difference outside (0, 1], or one that would need more than 100 000 episodes.
+        ConfigError: a difference outside (0, 1], or one that would need more than 20 000 episodes.
     """
     if not 0 < difference <= 1:
         raise ConfigError(f"A difference of {difference} between success rates is outside (0, 1]: give a share.")
@@ -170,7 +170,7 @@ def episodes_needed(rate: float, difference: float = 0.10, power: float = POWER,
         upper *= 2
         if upper > MOST_EPISODES:
             raise ConfigError(
-                f"Separating a difference of {difference:.2%} needs more than {MOST_EPISODES} episodes: ask for a larger one."
+                f"Separating a difference of {difference:.2%} needs over {MOST_EPISODES} episodes: ask for more."
             )
     lower = upper // 2
     while upper - lower > 1:

@@ -165,8 +165,8 @@ class VLAAgent(nn.Module):
             num_inference_steps: NFE; None: the agent's own.
 
         Returns:
-            (B, T, A) in raw units (rad; gripper 0..1). The final normalised sample is clamped to [-1, 1], the range of the
-            train split; nothing before it is.
+            (B, T, A) in raw units (rad; gripper 0..1). The final normalised sample is clamped to [-1, 1], the range of
+            the train split; nothing before it is.
 
         Raises:
             PolicyOutputError: the network gives NaN or infinity.

@@ -116,7 +116,7 @@ class EvalConfig:
         first_seed: far from the seeds that demonstrations are recorded with.
         num_action_steps: Ta; None: as trained.
         num_inference_steps: NFE of one chunk; None: as trained.
-        parallel_envs: environments advanced together, so that inference is batched; changes no result.
+        parallel_envs: environments advanced together, so that inference is batched; changes results by rounding only.
     """
 
     episodes: int = 50
@@ -177,8 +177,7 @@ class TrainRun:
     @classmethod
     def from_overrides(cls, overrides: Sequence[str], *, dataset: str, encoder: str) -> Self:
         """Compose `conf/train_vla.yaml` with an arm's overrides for a dataset and an encoder."""
-        config = compose_config(overrides)
-        return cls.from_config({**config, "dataset": dataset, "encoder": encoder})
+        return cls.from_config(compose_config(overrides, values={"dataset": dataset, "encoder": encoder}))
 
     @property
     def needs(self) -> str:
@@ -187,7 +186,8 @@ class TrainRun:
 
     def semantic_config(self) -> dict[str, Any]:
         """What decides the weights: the configuration without paths, devices, intervals and names."""
-        config = {name: value for name, value in self.config.items() if name not in {"dataset", "store", "encoder"}}
+        # The backbone's node repeats the encoder's name; its digest is what counts.
+        config = _without(self.config, {"dataset", "store", "encoder"})
         config["train"] = {name: value for name, value in config["train"].items() if name not in NOT_SEMANTIC}
         return config
 
@@ -211,12 +211,15 @@ def training_key(fingerprint: Mapping[str, Any]) -> str:
     return sha256_json(fingerprint)
 
 
-def compose_config(overrides: Sequence[str] = (), config_name: str = "train_vla") -> dict[str, Any]:
+def compose_config(
+    overrides: Sequence[str] = (), config_name: str = "train_vla", values: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Compose and resolve a configuration of `roboimi/vla/conf`.
 
     Args:
         overrides: Hydra overrides, as in `["backbone.per_view_output_dim=192", "head=small"]`.
         config_name: the root file.
+        values: top-level settings, as plain text that needs no quoting; nodes that refer to them get them too.
 
     Returns:
         Plain dicts, lists, numbers and strings. `dataset` is left out where no override gives it.
@@ -232,12 +235,21 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train_vla"
     try:
         with initialize_config_module("roboimi.vla.conf", version_base="1.3"):
             config = compose(config_name, overrides=list(overrides))
+        for name, value in (values or {}).items():
+            config[name] = value.replace("${", "\\${")  # a path may hold what OmegaConf would interpolate
         if OmegaConf.is_missing(config, "dataset"):
             config.dataset = ""
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         summary = " ".join(str(error).split())
         raise ConfigError(f"The overrides {list(overrides)} do not fit the configuration: {summary}") from error
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    """A nested configuration without the settings of these names, wherever they are."""
+    if isinstance(value, Mapping):
+        return {name: _without(item, names) for name, item in value.items() if name not in names}
+    return [_without(item, names) for item in value] if isinstance(value, list) else value
 
 
 def _frozen(kind: type, values: Mapping[str, Any], group: str) -> Any:

@@ -11,8 +11,8 @@ z_t = (1 - t) x + t e from data x (t = 0) to noise e ~ N(0, I) (t = 1); its cond
 
 MeanFlow identity: v(z_t, t) = u + (t - r) du/dt, where du/dt is the derivative along the trajectory, that is the
 Jacobian-vector product of u with the tangent (v, 0, 1) on (z, r, t). The residual is V - (e - x) with
-V = u + (t - r) sg[du/dt], and the gradient flows through u alone. Two passes: du/dt first, forward mode without a graph,
-only on the rows with r < t (elsewhere its factor is zero); then one ordinary forward pass with a graph.
+V = u + (t - r) sg[du/dt], and the gradient flows through u alone. Two passes: du/dt first, forward mode without a
+graph, only on the rows with r < t (elsewhere its factor is zero); then one ordinary forward pass with a graph.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,8 @@ class ObjectiveConfig:
         time_sampler: `logit_normal` or `uniform`; two independent draws, sorted, are r and t.
         logit_mean: mean of logit(t) for `logit_normal`.
         logit_std: standard deviation of logit(t).
-        adaptive_power: p of the weight 1 / sg[S + c]^p on a row's mean squared error S; 0: plain mean. With p = 1 it lost
-            modes of a bimodal toy.
+        adaptive_power: p of the weight 1 / sg[S + c]^p on a row's mean squared error S; 0: plain mean. With p = 1 it
+            lost modes of a bimodal toy.
         adaptive_eps: c of that weight.
         mip_time: noise level of the second step of `mip`.
     """
@@ -90,7 +90,8 @@ def imf(
         times: (r, t), each (B,), instead of drawn times; rows with r = t come first.
 
     Returns:
-        The loss, and detached 0-d metrics: `mse` (unweighted), and `mse_equal`, `mse_below` of the rows with r = t, r < t.
+        The loss, and detached 0-d metrics: `mse` (unweighted), and of the rows with r = t, r < t: `mse_equal`,
+        `mse_below`.
     """
     return _mean_velocity(head, x, cond, mask, config, generator, noise, times, own_tangent=True)
 
@@ -158,15 +159,15 @@ def sample_times(x: Tensor, config: ObjectiveConfig, generator: torch.Generator 
 def time_derivative(head: Head, z: Tensor, r: Tensor, t: Tensor, cond: Tensor, tangent: Tensor) -> Tensor:
     """du/dt along the trajectory: the Jacobian-vector product of u with (tangent, 0, 1) on (z, r, t), without a graph.
 
-    r is closed over, so its tangent is zero. Full precision (no autocast), and attention on the MATH backend, the only one
-    with a forward-mode derivative.
+    In full precision (no autocast). A head that brings its own forward-mode derivative, `jvp(z, r, t, cond, tangent)`,
+    is asked for it; any other is differentiated by `torch.func.jvp`, with r closed over, so that its tangent is zero,
+    and with attention on the MATH backend, the only one that has a forward-mode derivative.
     """
-
-    def velocity(z: Tensor, t: Tensor) -> Tensor:
-        return head(z, r, t, cond)
-
-    with torch.no_grad(), torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(velocity, (z, t), (tangent, torch.ones_like(t)))[1]
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        if hasattr(head, "jvp"):
+            return head.jvp(z, r, t, cond, tangent)
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(lambda z, t: head(z, r, t, cond), (z, t), (tangent, torch.ones_like(t)))[1]
 
 
 def _mean_velocity(head, x, cond, mask, config, generator, noise, times, *, own_tangent) -> tuple[Tensor, Metrics]:

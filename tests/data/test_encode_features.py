@@ -14,6 +14,7 @@ import torch
 from transformers import SiglipVisionConfig
 
 from roboimi.errors import ConfigError, DataError, EncoderError
+from roboimi.progress import progress_file
 from roboimi.storage.store import open_store
 from roboimi.vla import encode_features as module
 from roboimi.vla.data.feature_cache import COMMIT_NAME, open_feature_cache
@@ -228,11 +229,11 @@ def test_other_sizes_are_resized_as_in_rollouts_and_the_commit_says_so(store, ti
 
 def test_progress_counts_frames(store, ref, encoders, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setenv("ROBOIMI_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setenv("ROBOIMI_PROGRESS", str(tmp_path))
     write = module.store_episode
 
     def look(*arguments):
-        seen.append(json.loads((tmp_path / "progress.json").read_text()))
+        seen.append(json.loads(progress_file(tmp_path, os.getpid()).read_text()))
         return write(*arguments)
 
     monkeypatch.setattr(module, "store_episode", look)

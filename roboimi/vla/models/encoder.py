@@ -1,7 +1,7 @@
 """Loads the frozen vision tower: a `SiglipVisionModel`, in eval mode, without gradients.
 
-SigLIP2's fixed-resolution checkpoints are of model type `siglip`, so their class is SiglipVisionModel; the Siglip2 classes
-are for the variable-resolution checkpoints.
+SigLIP2's fixed-resolution checkpoints are of model type `siglip`, so their class is SiglipVisionModel; the Siglip2
+classes are for the variable-resolution checkpoints.
 """
 
 import torch
@@ -52,7 +52,7 @@ def _from_pretrained(spec: EncoderSpec, dtype: torch.dtype | None) -> SiglipVisi
     if spec.revision is not None:
         options["revision"] = spec.revision
     try:
-        model = SiglipVisionModel.from_pretrained(source, **options)
+        model, report = SiglipVisionModel.from_pretrained(source, output_loading_info=True, **options)
     except OSError as error:
         if spec.folder is not None:
             raise EncoderError(f"The encoder in {spec.folder} cannot be read: {_first_line(error)}") from error
@@ -63,6 +63,12 @@ def _from_pretrained(spec: EncoderSpec, dtype: torch.dtype | None) -> SiglipVisi
         ) from error
     except (RuntimeError, ValueError) as error:
         raise EncoderError(f"{source} holds no SigLIP vision tower: {_first_line(error)}") from error
+    if report["missing_keys"] or report["mismatched_keys"]:  # transformers would leave these random, with a warning
+        lacking = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+        raise EncoderError(
+            f"{source} holds no SigLIP vision tower: {len(lacking)} of its weights are missing or of another shape, "
+            f"the first is {lacking[0]}; choose another encoder."
+        )
     if not model.config.vision_use_head:
         raise EncoderError(f"The tower {source} has no pooling head, so no pooler_output: choose another encoder.")
     return model

@@ -16,7 +16,7 @@ from roboimi.storage.keys import sha256_file, sha256_json
 STANDIN_NAME = "standin"
 
 STANDIN_DIR = Path(__file__).parent / "standin"
-"""Weights of the stand-in. Without this folder the stand-in is randomly initialised from `STANDIN_CONFIG` and a fixed seed."""
+"""Weights of the stand-in. Without this folder it is randomly initialised from `STANDIN_CONFIG` and a fixed seed."""
 
 STANDIN_SEED = 20260406
 
@@ -65,7 +65,7 @@ class EncoderSpec:
         """
         if text == STANDIN_NAME:
             return cls._standin()
-        if text.startswith((".", "/", "~")) or Path(text).is_dir():
+        if text.startswith((".", "/", "~")) or (text and Path(text).is_dir()):
             return cls._local(Path(text).expanduser())
         match = _HUB.fullmatch(text)
         if match is None:
@@ -103,8 +103,8 @@ class EncoderSpec:
 
 
 def folder_digest(folder: Path) -> str:
-    """Hex SHA-256 over the names and contents of the files below `folder` (hidden files left out)."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    """Hex SHA-256 over the names and contents of the files below `folder`, hidden files and Markdown left out."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".md")
     names = ((path.relative_to(folder), path) for path in files)
     visible = {str(name): sha256_file(path) for name, path in names if not any(p.startswith(".") for p in name.parts)}
     return sha256_json(visible)

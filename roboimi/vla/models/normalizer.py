@@ -11,7 +11,7 @@ SMALLEST_RANGE = 1e-4
 """A dimension that moves less (rad, m, ...) gets scale 1 around its mean instead of being blown up to [-1, 1]."""
 
 INPUT_LIMIT = 10.0
-"""Normalised observations are clamped to +-10 half-ranges: far outside what data holds, and finite whatever a robot reads."""
+"""Normalised observations are clamped to +-10 half-ranges: far outside the data, and finite whatever a robot reads."""
 
 
 class MinMaxNormalizer(nn.Module):

@@ -23,7 +23,8 @@ class SigLIP2DiffusionBackbone(nn.Module):
     """Frozen shared tower, trainable per-view projections.
 
     Args:
-        encoder: name of the tower, as in `EncoderSpec.parse`; loaded if neither `vision_model` nor `feature_dim` is given.
+        encoder: name of the tower, as in `EncoderSpec.parse`; loaded if neither `vision_model` nor `feature_dim` is
+            given.
         num_views: V.
         per_view_output_dim: d.
         vision_model: the tower, already loaded.
@@ -57,7 +58,7 @@ class SigLIP2DiffusionBackbone(nn.Module):
         super().__init__()
         if num_views < 1 or per_view_output_dim < 1:
             raise ConfigError(
-                f"backbone.num_views={num_views} and backbone.per_view_output_dim={per_view_output_dim} must be positive."
+                f"backbone.num_views={num_views} and per_view_output_dim={per_view_output_dim} must be positive."
             )
         if vision_model is None and feature_dim is None:
             from roboimi.vla.models.encoder import load_vision_model
@@ -127,9 +128,9 @@ class SigLIP2DiffusionBackbone(nn.Module):
                 f"{tuple(images.shape)}: resize rollout frames with roboimi.envs.images.resize_frame."
             )
         pixels = images.flatten(0, -4).permute(0, 3, 1, 2)  # (n, 3, H, W)
-        pixels = pixels.to(self.vision_model.dtype).div(255.0).sub(0.5).div(0.5)
+        pixels = pixels.to(torch.float32).div_(127.5).sub_(1.0)  # (x / 255 - 0.5) / 0.5
         with torch.no_grad():  # not inference_mode: its tensors could not be saved for the projectors' backward pass
-            pooled = self.vision_model(pixel_values=pixels).pooler_output
+            pooled = self.vision_model(pixel_values=pixels.to(self.vision_model.dtype)).pooler_output
         return pooled.view(*images.shape[:-3], -1)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,11 @@
 """The depth history of Attention Residuals in one buffer, with hand-written derivatives.
 
-In plain operations every mix copies all its sources side by side, keeps the copy for the backward pass, and the backward
-pass adds up L(L+1)/2 gradients one by one. Here each output is copied once into a buffer (rows, L + 1, C), a mix is a
-batched product with a part of that buffer, and gradients are added up in place in one buffer of the same shape.
+In plain operations every mix copies all its sources side by side, keeps the copy for the backward pass, and the
+backward pass adds up L(L+1)/2 gradients one by one. Here each output is copied once into a buffer (L + 1, rows, C), a
+mix reads a part of that buffer in place, and gradients are added up in place in one buffer of the same shape.
 
 That is safe because the state (buffer, logits) is threaded linearly: each operation takes it and returns it, so in the
-backward pass exactly one operation at a time owns the state's gradient. Slot i is written once, by operation `_Append` i.
+backward pass exactly one operation at a time owns the state's gradient. Slot i is written once, by the i-th `_Append`.
 """
 
 import torch
@@ -30,8 +30,8 @@ class BufferedHistory:
         self._count = 0
         mixes, width = keys.shape
         rows = embedding.numel() // width
-        self._values = embedding.new_empty(rows, mixes + 1, width)
-        self._logits = embedding.new_empty(rows, mixes, mixes + 1)  # [row, mix, source]
+        self._values = embedding.new_empty(mixes + 1, rows, width)
+        self._logits = embedding.new_empty(mixes, mixes + 1, rows)  # [mix, source, row]
         self.append(embedding)
 
     def append(self, source: Tensor) -> None:
@@ -59,10 +59,10 @@ class _Append(torch.autograd.Function):
     def forward(ctx, values, logits, source, keys, index, eps):
         first = max(index - 1, 0)
         keys = keys[first:]
-        rinv = torch.rsqrt(source.square().mean(dim=-1, keepdim=True) + eps)
-        z = (source @ keys.T) * rinv
-        values[:, index] = source
-        logits[:, first:, index] = z
+        rinv = torch.rsqrt(source.square().mean(dim=-1) + eps)  # (rows,)
+        z = (keys @ source.T) * rinv  # (mixes, rows)
+        values[index] = source
+        logits[first:, index] = z
         ctx.mark_dirty(values, logits)
         ctx.save_for_backward(source, keys, rinv, z)
         ctx.index = index
@@ -73,11 +73,11 @@ class _Append(torch.autograd.Function):
     def backward(ctx, grad_values, grad_logits):
         source, keys, rinv, z = ctx.saved_tensors
         first = max(ctx.index - 1, 0)
-        grad_z = grad_logits[:, first:, ctx.index]
+        grad_z = grad_logits[first:, ctx.index]
         scaled = grad_z * rinv  # gradient of v . k_m
-        shrink = (grad_z * z).sum(dim=-1, keepdim=True) * rinv.square() / -source.shape[-1]  # through rinv
-        grad_source = torch.addcmul(grad_values[:, ctx.index], source, shrink).addmm_(scaled, keys)
-        grad_keys = scaled.T @ source
+        shrink = (grad_z * z).sum(dim=0) * rinv.square() / -source.shape[-1]  # through rinv
+        grad_source = torch.addcmul(grad_values[ctx.index], source, shrink.unsqueeze(-1)).addmm_(scaled.T, keys)
+        grad_keys = scaled @ source
         if first:
             grad_keys = torch.cat((grad_keys.new_zeros(first, grad_keys.shape[1]), grad_keys))
         return grad_values, grad_logits, grad_source, grad_keys, None, None
@@ -88,28 +88,49 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, values, logits, count):
-        weights = torch.softmax(logits[:, count - 2, :count], dim=-1).unsqueeze(1)  # (rows, 1, count)
-        mixed = torch.bmm(weights, values[:, :count]).squeeze(1)
+        weights = torch.softmax(logits[count - 2, :count], dim=0)  # (count, rows)
         ctx.mark_dirty(values, logits)
         ctx.values = values.detach()  # by hand: later slots of the buffer are still to be written
         ctx.save_for_backward(weights)
-        ctx.count = count
         ctx.logits_shape = logits.shape
         ctx.set_materialize_grads(False)
-        return values, logits, mixed
+        return values, logits, weighted_sum(weights, values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_values, grad_logits, grad_mixed):
         (weights,) = ctx.saved_tensors
-        count = ctx.count
+        values, count = ctx.values, len(weights)
         if grad_values is None:  # the last mix: nothing read the state after it
-            grad_values = torch.zeros_like(ctx.values)
-            grad_logits = ctx.values.new_zeros(ctx.logits_shape)
+            grad_logits = values.new_zeros(ctx.logits_shape)
+            grad_values = torch.zeros_like(values) if grad_mixed is None or count < len(values) else None
         if grad_mixed is not None:
-            grad_mixed = grad_mixed.unsqueeze(1)
-            grad_weights = torch.bmm(grad_mixed, ctx.values[:, :count].transpose(1, 2))  # (rows, 1, count)
-            inner = grad_weights.mul_(weights)
-            grad_logits[:, count - 2, :count] = torch.sub(inner, weights * inner.sum(dim=-1, keepdim=True)).squeeze(1)
-            grad_values[:, :count].baddbmm_(weights.transpose(1, 2), grad_mixed)
+            inner = row_products(values[:count], grad_mixed).mul_(weights)
+            grad_logits[count - 2, :count] = torch.addcmul(inner, weights, inner.sum(dim=0), value=-1)
+            if grad_values is None:
+                grad_values = weights.unsqueeze(-1) * grad_mixed
+            else:
+                grad_values[:count].addcmul_(weights.unsqueeze(-1), grad_mixed)
         return grad_values, grad_logits, None
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """sum_i weights_i values_i: weights (count, rows), values (at least count, rows, C) -> (rows, C)."""
+    count = len(weights)
+    if values.is_cuda:  # one launch
+        return torch.bmm(weights.T.unsqueeze(1), values[:count].transpose(0, 1)).squeeze(1)
+    mixed = values[0] * weights[0].unsqueeze(-1)
+    for i in range(1, count):
+        mixed.addcmul_(values[i], weights[i].unsqueeze(-1))
+    return mixed
+
+
+def row_products(values: Tensor, other: Tensor) -> Tensor:
+    """Inner products of each values_i with `other`: (count, rows, C), (rows, C) -> (count, rows)."""
+    if values.is_cuda:
+        return torch.bmm(values.transpose(0, 1), other.unsqueeze(-1)).squeeze(-1).T.contiguous()
+    products = values.new_empty(values.shape[:2])
+    scratch = torch.empty_like(other)  # stays in the processor's cache
+    for i, value in enumerate(values):
+        torch.sum(torch.mul(value, other, out=scratch), dim=-1, out=products[i])
+    return products

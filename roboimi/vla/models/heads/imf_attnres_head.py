@@ -10,6 +10,7 @@ No cross-attention and no mask: conditions and actions are tokens of one sequenc
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roboimi.errors import ConfigError
@@ -25,7 +26,7 @@ PARAMETERIZATIONS = ("u", "x")
 class TimeEmbedding(nn.Module):
     """A time in [0, 1] -> sinusoids -> two-layer MLP.
 
-    The time is not rescaled: d u / d t grows with the embedding's frequencies, and times 1000 destroys one-step sampling.
+    The time is not rescaled: du/dt grows with the embedding's frequencies, and times 1000 destroys one-step sampling.
     """
 
     def __init__(self, n_emb: int, features: int = 64, max_period: float = 1e4):
@@ -38,6 +39,18 @@ class TimeEmbedding(nn.Module):
         """(B,) -> (B, C)."""
         angles = time[:, None] * self.frequencies
         return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=-1))
+
+    def jvp(self, time: Tensor) -> Tensor:
+        """(B,) -> (2, B, C): the embedding and its derivative with respect to the time."""
+        angles = time[:, None] * self.frequencies
+        cos, sin = angles.cos(), angles.sin()
+        first, _, second = self.mlp
+        hidden = first(torch.cat((cos, sin), dim=-1))
+        slope = F.linear(torch.cat((-sin * self.frequencies, cos * self.frequencies), dim=-1), first.weight)
+        sigmoid = torch.sigmoid(hidden)
+        active = hidden * sigmoid
+        slope = torch.addcmul(sigmoid, active, 1 - sigmoid) * slope
+        return torch.stack((second(active), F.linear(slope, second.weight)))
 
 
 class IMFAttnResHead(nn.Module):
@@ -124,15 +137,9 @@ class IMFAttnResHead(nn.Module):
         Returns:
             u (B, T, A).
         """
-        tokens = torch.cat(
-            (
-                self.r_embedding(r)[:, None],
-                self.t_embedding(t)[:, None],
-                self.cond_embedding(cond),
-                self.action_embedding(z),
-            ),
-            dim=1,
-        )  # (B, N, C)
+        tokens = self._tokens(
+            self.r_embedding(r), self.t_embedding(t), self.cond_embedding(cond), self.action_embedding(z)
+        )
         tokens = tokens + self.positions
         history = SumHistory(tokens) if self.mixes is None else self.mixes.history(tokens)
         for norm, sublayer in zip(self.norms, self.sublayers, strict=True):
@@ -141,3 +148,37 @@ class IMFAttnResHead(nn.Module):
         if self.parameterization == "u":
             return output
         return (z - output) / t.clamp(min=SMALLEST_TIME)[:, None, None]
+
+    def jvp(self, z: Tensor, r: Tensor, t: Tensor, cond: Tensor, tangent: Tensor) -> Tensor:
+        """Forward-mode derivative of u with the tangent (`tangent`, 0, 1, 0) on (z, r, t, cond), without a graph.
+
+        Args:
+            z: (B, T, A), as in `forward`, like r, t and cond.
+            r: (B,).
+            t: (B,).
+            cond: (B, To, cond_dim).
+            tangent: (B, T, A), dz/dt along the trajectory.
+
+        Returns:
+            du/dt (B, T, A).
+        """
+        time, time_slope = self.t_embedding.jvp(t)
+        r_embedding, cond_embedding = self.r_embedding(r), self.cond_embedding(cond)
+        tokens = self._tokens(r_embedding, time, cond_embedding, self.action_embedding(z)) + self.positions
+        action_slope = F.linear(tangent, self.action_embedding.weight)
+        slopes = self._tokens(torch.zeros_like(time), time_slope, torch.zeros_like(cond_embedding), action_slope)
+        pair = torch.stack((tokens, slopes))  # (2, B, N, C)
+        history = SumHistory(pair) if self.mixes is None else self.mixes.pair_history(pair)
+        for norm, sublayer in zip(self.norms, self.sublayers, strict=True):
+            history.append(sublayer.jvp(norm.jvp(history.read())))
+        normed, normed_slope = self.output_norm.jvp(history.read()[:, :, -self.horizon :])
+        slope = F.linear(normed_slope, self.output.weight)
+        if self.parameterization == "u":
+            return slope
+        divisor = t.clamp(min=SMALLEST_TIME)[:, None, None]
+        shrink = (t >= SMALLEST_TIME).to(t.dtype)[:, None, None] / divisor  # d divisor / dt / divisor
+        return (tangent - slope - (z - self.output(normed)) * shrink) / divisor
+
+    def _tokens(self, r: Tensor, t: Tensor, cond: Tensor, actions: Tensor) -> Tensor:
+        """The sequence (B, N, C) from r, t (B, C), cond (B, To, C) and actions (B, T, C)."""
+        return torch.cat((r[:, None], t[:, None], cond, actions), dim=1)

@@ -1,0 +1,1 @@
+"""The steps of a campaign as Kubeflow Pipelines components: thin bodies that call `roboimi`."""

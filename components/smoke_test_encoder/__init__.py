@@ -1,0 +1,1 @@
+"""The `smoke_test_encoder` step."""

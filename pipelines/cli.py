@@ -1,0 +1,139 @@
+"""The command line of campaigns: `python -m pipelines run`, `python -m pipelines compile`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.profiles import load_profile, profile_names
+from roboimi.errors import RoboimiError
+
+EPILOG = """\
+examples:
+  python -m pipelines run                                     record demonstrations, then run the default campaign
+  python -m pipelines run --dataset ~/episodes                the same with your own episodes
+  python -m pipelines run --only siglip2-96 --steps 500       one arm, briefly
+  python -m pipelines run --set train.learning_rate=3e-4      a setting of every arm
+  python -m pipelines compile --profile cluster -o campaign.yaml
+
+A campaign that was stopped or killed goes on where it was when the same command is given again; finished steps are
+recognised by their content.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what is wrong is printed as one sentence, and the exit code says which kind it is."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return options.command(options)
+    except RoboimiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines",
+        description="Campaigns: train several policy variants on one dataset and say which is better.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_compile(commands)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run a campaign on this machine",
+        description="Run a campaign on this machine: validate, encode, train and evaluate each arm, report.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        metavar="PATH[@sha256:DIGEST]",
+        help="folder of episodes; without it, demonstrations are recorded with the scripted expert",
+    )
+    data.add_argument("--record", metavar="N", type=_positive, help="how many demonstrations to record (no --dataset)")
+    data.add_argument("--task", metavar="NAME", help="task of roboimi/vla/conf/task (default: transfer_cube)")
+
+    arms = parser.add_argument_group("arms")
+    arms.add_argument("--arms", metavar="FILE.yaml", help="list of arms: entries with 'arm' and 'overrides'")
+    arms.add_argument("--only", metavar="ARM", nargs="+", default=[], help="run these arms only")
+
+    policy = parser.add_argument_group("policy, the same for every arm")
+    policy.add_argument("--encoder", metavar="NAME", help="standin, NAME@REVISION of the hub, or a folder")
+    policy.add_argument("--steps", metavar="N", type=_positive, help="training steps")
+    policy.add_argument(
+        "--set", metavar="OVERRIDE", action="append", default=[], dest="overrides", help="a Hydra override (repeatable)"
+    )
+
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument("--eval-episodes", metavar="N", type=_positive, help="rollouts of each arm")
+    evaluation.add_argument("--eval-seed", metavar="SEED", type=int, help="seed of the first rollout")
+
+    where = parser.add_argument_group("where")
+    where.add_argument("--store", metavar="PATH", help="where results live (default: outputs/store)")
+    where.add_argument("--outputs", metavar="PATH", type=Path, default=Path("outputs"), help="where logs go")
+    where.add_argument(
+        "--profile", choices=_local_profiles(), default="local", help="defaults to take (default: local)"
+    )
+    parser.set_defaults(command=_run)
+
+
+def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "compile",
+        help="compile the campaign for Kubeflow Pipelines",
+        description="Compile the campaign to a file that Kubeflow Pipelines takes.",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("campaign.yaml"), help="where to")
+    parser.add_argument("--profile", choices=profile_names(), default="cluster", help="default: cluster")
+    parser.add_argument("--arms", metavar="FILE.yaml", help="arms that the parameter 'experiments' holds by default")
+    images = parser.add_argument_group("images, by digest for a real campaign")
+    images.add_argument("--cpu-image", metavar="NAME@sha256:DIGEST")
+    images.add_argument("--gpu-image", metavar="NAME@sha256:DIGEST")
+    parser.set_defaults(command=_compile)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pipelines.local_campaign import LocalOptions, run_campaign
+
+    named = {field: getattr(options, field) for field in LocalOptions.__dataclass_fields__}
+    return run_campaign(LocalOptions(**named))
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from pipelines.arms import load_arms, with_reference_arms
+    from pipelines.compile import compile_campaign
+
+    profile = load_profile(options.profile)
+    if options.cpu_image or options.gpu_image:
+        profile = profile.with_images(options.cpu_image, options.gpu_image)
+    if options.arms:
+        profile = replace(profile, defaults=replace(profile.defaults, arms=options.arms))
+    arms = load_arms(profile.defaults.arms)
+    arms = with_reference_arms(arms) if profile.defaults.reference_arms else arms
+    print(f"compiled {compile_campaign(profile, options.output, arms)}: {', '.join(arm.name for arm in arms)}")
+    return 0
+
+
+def _local_profiles() -> list[str]:
+    return [name for name in profile_names() if load_profile(name).cluster is None]
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return int(text)

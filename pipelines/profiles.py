@@ -1,0 +1,189 @@
+"""Profiles: what differs between running the campaign's DAG on one machine and on a cluster.
+
+A profile is a YAML file in `pipelines/conf`, read into frozen dataclasses, so that a misspelled setting is one sentence
+and not a default.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from roboimi.errors import ConfigError
+
+CONF = Path(__file__).parent / "conf"
+
+STEPS = (
+    "validate_dataset",
+    "smoke_test_encoder",
+    "preflight_gpu",
+    "encode_features",
+    "train_policy",
+    "evaluate_policy",
+    "compare_experiments",
+)
+"""The steps of a campaign, in their order."""
+
+GPU_STEPS = frozenset({"preflight_gpu", "encode_features", "train_policy", "evaluate_policy"})
+CPU_IMAGE_STEPS = frozenset({"validate_dataset", "compare_experiments"})
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Default values of the pipeline's parameters, and what the command line does without options.
+
+    Attributes:
+        dataset: folder or URI of the episodes.
+        record_episodes: how many demonstrations the command line records when `dataset` is not there.
+        store: URI of the store.
+        encoder: name of the vision tower.
+        arms: name of a file in `conf/arms`, or a path.
+        reference_arms: whether the arms of `conf/arms/reference.yaml` are always there.
+        train_overrides: Hydra overrides for every arm.
+        eval_episodes: rollouts an arm.
+        eval_seed: seed of the first rollout.
+    """
+
+    dataset: str
+    record_episodes: int
+    store: str
+    encoder: str
+    arms: str
+    reference_arms: bool
+    train_overrides: tuple[str, ...]
+    eval_episodes: int
+    eval_seed: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """The two images, by tag or, better, by digest."""
+
+    cpu: str
+    gpu: str
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """How a step asks for its accelerator; `shm_size` is the size of its /dev/shm."""
+
+    resource: str
+    count: int
+    shm_size: str
+    tolerations: tuple[dict[str, str], ...] = ()
+    node_selector: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A Kubernetes secret; `env` maps its keys to environment variables."""
+
+    name: str
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Retry:
+    """KFP's retries of a failed step; durations such as `60s`."""
+
+    count: int
+    backoff: str
+    factor: float
+    max_duration: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What only a cluster needs.
+
+    Attributes:
+        images: by digest in a real campaign.
+        gpu: how GPU steps are scheduled.
+        resources: for each step its cpu request, cpu limit, memory request and memory limit.
+        secrets: given to every step, all optional.
+        retry: of every step but the exit task.
+        timeout_s: for each step that has one.
+    """
+
+    images: Images
+    gpu: Gpu
+    resources: dict[str, tuple[str, str, str, str]]
+    secrets: tuple[Secret, ...]
+    retry: Retry
+    timeout_s: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to run the campaign.
+
+    Attributes:
+        name: of the YAML file.
+        parallelism: how many arms at a time.
+        defaults: of the pipeline's parameters.
+        cluster: None on one machine.
+        job_id: the campaign's run id, where it is known beforehand; None: the orchestrator's own. That of kfp.local is
+            a random number of 8 digits, which neither sorts nor tells anything.
+    """
+
+    name: str
+    parallelism: int
+    defaults: Defaults
+    cluster: Cluster | None = None
+    job_id: str | None = None
+
+    def with_images(self, cpu: str | None, gpu: str | None) -> Self:
+        """The same profile with other images; None keeps one."""
+        if self.cluster is None:
+            raise ConfigError(f"Profile {self.name!r} runs no images: leave --cpu-image and --gpu-image out.")
+        images = Images(cpu=cpu or self.cluster.images.cpu, gpu=gpu or self.cluster.images.gpu)
+        return replace(self, cluster=replace(self.cluster, images=images))
+
+
+def profile_names() -> list[str]:
+    """The profiles that can be named."""
+    return sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Read `pipelines/conf/<name>.yaml`.
+
+    Raises:
+        ConfigError: there is no such profile, or it has a setting that is unknown, missing or wrong.
+    """
+    path = CONF / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"There is no profile {name!r}: choose one of {', '.join(profile_names())}.")
+    values = yaml.safe_load(path.read_text())
+    cluster = values.pop("cluster", None)
+    defaults = _build(Defaults, values.pop("defaults", {}), f"{path}: defaults")
+    cluster = _cluster(cluster, path) if cluster else None
+    profile = _build(Profile, {**values, "defaults": defaults, "cluster": cluster}, str(path))
+    if profile.parallelism < 1:
+        raise ConfigError(f"{path}: parallelism={profile.parallelism} must be at least 1.")
+    return profile
+
+
+def _cluster(values: dict[str, Any], path: Path) -> Cluster:
+    resources = {step: tuple(tier) for step, tier in values.get("resources", {}).items()}
+    if set(resources) != set(STEPS) or any(len(tier) != 4 for tier in resources.values()):
+        raise ConfigError(f"{path}: cluster.resources must give four values for each of {', '.join(STEPS)}.")
+    parts = {
+        "images": _build(Images, values.get("images", {}), f"{path}: cluster.images"),
+        "gpu": _build(Gpu, values.get("gpu", {}), f"{path}: cluster.gpu"),
+        "secrets": tuple(_build(Secret, item, f"{path}: cluster.secrets") for item in values.get("secrets", [])),
+        "retry": _build(Retry, values.get("retry", {}), f"{path}: cluster.retry"),
+        "resources": resources,
+    }
+    return _build(Cluster, {**values, **parts}, f"{path}: cluster")
+
+
+def _build(kind: type, values: dict[str, Any], where: str) -> Any:
+    unknown = sorted(set(values) - {item.name for item in fields(kind)})
+    if unknown:
+        raise ConfigError(f"{where} has the unknown settings {', '.join(unknown)}: remove them or correct their names.")
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"{where} does not fit ({error}): compare with another profile in {CONF}.") from error

@@ -1,0 +1,112 @@
+"""The command `roboimi`: record demonstrations, import episodes, validate a dataset.
+
+Training, rollouts and campaigns have commands of their own: `python -m roboimi.vla.train_vla`,
+`python -m roboimi.vla.eval_vla` and `python -m pipelines`.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from roboimi.errors import RoboimiError
+
+EPILOG = """\
+examples:
+  roboimi record datasets/transfer_cube --episodes 100
+  roboimi dataset import ~/episodes
+  roboimi validate datasets/transfer_cube
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what is wrong is printed as one sentence, and the exit code says which kind it is."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return options.command(options)
+    except RoboimiError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="roboimi",
+        description="Datasets for robot-learning campaigns.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    record = commands.add_parser("record", help="record demonstrations with the scripted expert")
+    record.add_argument("out", type=Path, metavar="FOLDER", help="where the dataset goes")
+    record.add_argument("--episodes", type=int, default=100, metavar="N", help="successful episodes (default: 100)")
+    record.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
+    record.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: cores)")
+    record.add_argument(
+        "--noise", type=float, default=0.01, metavar="RAD", help="noise on executed actions, not labels"
+    )
+    record.set_defaults(command=_record)
+
+    validate = commands.add_parser("validate", help="check every episode of a dataset")
+    validate.add_argument("dataset", metavar="PATH[@sha256:DIGEST]")
+    validate.add_argument("--again", action="store_true", help="also when the same files were validated before")
+    validate.set_defaults(command=_validate)
+
+    dataset = commands.add_parser("dataset", help="manage datasets").add_subparsers(required=True, metavar="COMMAND")
+    importer = dataset.add_parser("import", help="give a folder of ACT-style episodes a manifest")
+    importer.add_argument("folder", type=Path, metavar="FOLDER")
+    importer.add_argument("--cameras", nargs="+", metavar="NAME", help="in the order of the view axis")
+    importer.add_argument("--fps", type=int, metavar="HZ", help="the rate, where the episodes do not tell it")
+    importer.set_defaults(command=_import)
+    return parser
+
+
+def _record(options: argparse.Namespace) -> int:
+    from roboimi.envs.record import record
+
+    digest = record(options.out, options.episodes, seed=options.seed, workers=options.workers, noise_std=options.noise)
+    print(f"{options.out}@sha256:{digest}")
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from roboimi.vla.data.manifest import resolve_dataset
+    from roboimi.vla.data.validate.validate import validate_dataset
+
+    report = validate_dataset(resolve_dataset(options.dataset), again=options.again)
+    console = Console()
+    if report.findings:
+        table = Table("code", "severity", "episode", "what is wrong", "what to do", show_lines=True)
+        for finding in report.findings:
+            table.add_row(finding.code, finding.severity, finding.episode or "", finding.what, finding.what_to_do)
+        console.print(table)
+    verdict = "passed" if report.passed else "FAILED"
+    counts = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    console.print(
+        f"{verdict}: {report.episodes} episodes, {report.frames} frames, {counts}", highlight=False, soft_wrap=True
+    )
+    console.print(f"{report.dataset}", highlight=False, soft_wrap=True)
+    return 0 if report.passed else 1
+
+
+def _import(options: argparse.Namespace) -> int:
+    from roboimi.vla.data.import_episodes import ingest
+
+    ref = ingest(options.folder, cameras=options.cameras, default_fps=options.fps)
+    print(ref.text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

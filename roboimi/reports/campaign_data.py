@@ -1,0 +1,199 @@
+"""All that a campaign left behind, in one typed `CampaignReport`; an arm that died is named, never dropped.
+
+Read from the store, and nothing but small files of it:
+
+```
+campaigns/<job>/campaign/<step>.json   validate: dataset, dataset_digest, episodes, frames · smoke: encoder
+campaigns/<job>/<arm>/train.json       training: prefix of the training
+campaigns/<job>/<arm>/evaluate.json    rollouts: prefix of the rollouts
+trainings/<key>/RESULT.json, metrics.jsonl
+rollouts/<key>/RESULT.json, episodes.jsonl, filmstrip_*.webp
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import Any
+
+from roboimi.errors import RoboimiError
+from roboimi.reports.arm_data import CANDIDATE, ArmReport, read_arm
+from roboimi.reports.statistics import PairedComparison, compare_pairs
+from roboimi.reports.step_times import StepTime, step_time
+from roboimi.storage.launch_record import CAMPAIGN
+from roboimi.storage.store import Store
+
+CAMPAIGN_STEPS = ("validate", "smoke", "preflight", "encode")
+ARM_STEPS = ("train", "evaluate")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The demonstrations: `reference` as given, hex `digest`, how many; empty or None where not recorded."""
+
+    reference: str = ""
+    digest: str = ""
+    episodes: int | None = None
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """The frozen vision tower; `is_standin` is None where no step recorded the encoder."""
+
+    name: str = ""
+    digest: str = ""
+    description: str = ""
+    is_standin: bool | None = None
+
+
+@dataclass(frozen=True)
+class CampaignReport:
+    """What a campaign showed.
+
+    Attributes:
+        job_id: the campaign's run id.
+        status: final state as the orchestrator gave it (`SUCCEEDED`, `FAILED`, ...), or empty.
+        data: the demonstrations.
+        encoder: the frozen vision tower.
+        arms: reference arms first, then the candidates in the order in which they were asked for.
+        steps: the campaign's own steps, in their order.
+        candidate_pairs: candidates against each other, best first; Holm over these.
+        reference_pairs: candidates against the reference arms; Holm over these.
+        revisions: git revisions of the code that ran, in order of appearance.
+        started_at: ISO time of the first step, or empty.
+        ended_at: ISO time of the last end, or empty.
+        written_at: ISO time of this report.
+    """
+
+    job_id: str
+    status: str
+    data: DataFacts
+    encoder: EncoderFacts
+    arms: tuple[ArmReport, ...]
+    steps: tuple[StepTime, ...]
+    candidate_pairs: tuple[PairedComparison, ...] = ()
+    reference_pairs: tuple[PairedComparison, ...] = ()
+    revisions: tuple[str, ...] = ()
+    started_at: str = ""
+    ended_at: str = ""
+    written_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def candidates(self) -> tuple[ArmReport, ...]:
+        """The arms that the campaign is about."""
+        return tuple(arm for arm in self.arms if arm.role == CANDIDATE)
+
+    @property
+    def missing(self) -> tuple[ArmReport, ...]:
+        """The arms without a result."""
+        return tuple(arm for arm in self.arms if arm.missing)
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """From the first step's start to the last end; None where no step recorded both."""
+        if not self.started_at or not self.ended_at:
+            return None
+        return (datetime.fromisoformat(self.ended_at) - datetime.fromisoformat(self.started_at)).total_seconds()
+
+    def references(self, role: str) -> tuple[ArmReport, ...]:
+        """The reference arms of one role."""
+        return tuple(arm for arm in self.arms if arm.role == role)
+
+
+def collect(store: Store, job_id: str, experiments: Sequence[Mapping[str, Any]], status: str = "") -> CampaignReport:
+    """Gather a campaign's results, whatever happened to it.
+
+    Args:
+        store: where the campaign ran.
+        job_id: its run id.
+        experiments: the expected arms, each with `arm` (name) and `overrides`.
+        status: final state as the orchestrator gave it.
+    """
+    shared = {step: _record(store, job_id, CAMPAIGN, step) for step in CAMPAIGN_STEPS}
+    blocked = _blocking_failure(shared) or (f"the campaign ended as {status}" if status else "")
+    arms, records = [], [record for record in shared.values() if record]
+    for experiment in experiments:
+        own = {step: _record(store, job_id, str(experiment["arm"]), step) for step in ARM_STEPS}
+        records += [record for record in own.values() if record]
+        arms.append(read_arm(store, experiment, own, blocked))
+    arms.sort(key=lambda arm: arm.order)  # stable: the order asked for, within a role
+    candidate_pairs, reference_pairs = _compare(arms)
+    return CampaignReport(
+        job_id=job_id,
+        status=status,
+        data=_data_facts(records, arms),
+        encoder=_encoder_facts(records, arms),
+        arms=tuple(arms),
+        steps=tuple(step_time(step, record) for step, record in shared.items() if record or step != "preflight"),
+        candidate_pairs=tuple(candidate_pairs),
+        reference_pairs=tuple(reference_pairs),
+        revisions=tuple(dict.fromkeys(str(r["git_revision"]) for r in records if r.get("git_revision"))),
+        started_at=min((str(record["started_at"]) for record in records if record.get("started_at")), default=""),
+        ended_at=max((str(record["ended_at"]) for record in records if record.get("ended_at")), default=""),
+    )
+
+
+def _record(store: Store, job_id: str, arm: str, step: str) -> dict[str, Any] | None:
+    """A launch record; one that cannot be read is shown as a failed step, so that the report is still written."""
+    try:
+        return store.read_json(f"campaigns/{job_id}/{arm}/{step}.json")
+    except RoboimiError as error:
+        return {"status": "failed", "failure_class": error.failure_class, "reason": str(error)}
+
+
+def _blocking_failure(shared: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Why no arm could start: the first campaign step that did not succeed; empty when all did."""
+    for step, record in shared.items():
+        if record and record.get("status") != "succeeded":
+            return f"{step} {step_time(step, record).ending}"
+    return ""
+
+
+def _compare(arms: Sequence[ArmReport]) -> tuple[list[PairedComparison], list[PairedComparison]]:
+    outcomes = {arm.name: arm.outcomes for arm in arms if arm.success is not None}
+    known = [arm for arm in arms if arm.name in outcomes]
+    candidates = sorted((arm for arm in known if arm.role == CANDIDATE), key=lambda arm: -arm.success.rate)
+    references = [arm for arm in known if arm.role != CANDIDATE]
+    among = [(first.name, second.name) for first, second in combinations(candidates, 2)]
+    against = [(candidate.name, reference.name) for reference in references for candidate in candidates]
+    return compare_pairs(outcomes, among), compare_pairs(outcomes, against)
+
+
+def _data_facts(records: Sequence[Mapping[str, Any]], arms: Sequence[ArmReport]) -> DataFacts:
+    known = _first_with("dataset", records, arms)
+    reference, _, digest = str(known.get("dataset", "")).partition("@sha256:")
+    return DataFacts(
+        reference=reference,
+        digest=str(known.get("dataset_digest") or digest),
+        episodes=_whole(known.get("episodes")),
+        frames=_whole(known.get("frames")),
+    )
+
+
+def _encoder_facts(records: Sequence[Mapping[str, Any]], arms: Sequence[ArmReport]) -> EncoderFacts:
+    from roboimi.vla.models.encoder_spec import EncoderSpec
+
+    known = _first_with("encoder", records, arms)
+    name = str(known.get("encoder", ""))
+    if not name:
+        return EncoderFacts()
+    try:
+        spec = EncoderSpec.parse(name)
+    except RoboimiError:  # a folder of another machine, say: the name is still a fact
+        digest = str(known.get("encoder_digest") or "")
+        return EncoderFacts(name=name, digest=digest, description=name, is_standin=False)
+    digest = str(known.get("encoder_digest") or spec.digest)
+    return EncoderFacts(name=name, digest=digest, description=spec.description, is_standin=spec.is_standin)
+
+
+def _first_with(key: str, records: Sequence[Mapping[str, Any]], arms: Sequence[ArmReport]) -> Mapping[str, Any]:
+    """A step that a cache skipped left no record; then a training's own result knows."""
+    return next((known for known in (*records, *(arm.training for arm in arms)) if known.get(key)), {})
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

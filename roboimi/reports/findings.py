@@ -1,0 +1,201 @@
+"""What a campaign's figures mean, in sentences: is the pipeline sound, and which arm is better, if any.
+
+The wording never claims more than the test: an arm is "better" only where Holm-corrected McNemar separates it at the
+5 % level, else "not separable", with what this number of episodes could have shown at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from roboimi.reports.arm_data import BLIND, CONTROL, ArmReport
+from roboimi.reports.campaign_data import CampaignReport
+from roboimi.reports.statistics import PairedComparison, Proportion, detectable_difference, episodes_needed
+
+GOOD, DOUBTFUL, BAD = "good", "doubtful", "bad"
+SOUND_FROM = 0.5
+"""The control arm shows a sound pipeline when even the lower end of its interval is at least this."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer: `level` (`good`, `doubtful`, `bad`), a `headline`, and the sentences behind it."""
+
+    level: str
+    headline: str
+    sentences: tuple[str, ...] = ()
+
+
+def first_line(report: CampaignReport) -> str:
+    """Which data and which encoder, in one sentence each."""
+    data, encoder = report.data, report.encoder
+    count = f"{data.episodes} demonstrations from " if data.episodes is not None else ""
+    where = data.reference or "a dataset that no step recorded"
+    digest = f" (sha256 {data.digest[:12]})" if data.digest else ""
+    seen = encoder.description or "not recorded by any step"
+    return f"Data: {count}{where}{digest}. Encoder: {seen}."
+
+
+def standin_note(report: CampaignReport) -> str:
+    """What a stand-in encoder means for everything below it; empty for a real one."""
+    if not report.encoder.is_standin:
+        return ""
+    return (
+        "The encoder is a stand-in, a tiny vision tower that is not SigLIP2. Every step of the pipeline is real, but "
+        "the success of the arms that see says nothing about SigLIP2."
+    )
+
+
+def soundness(report: CampaignReport) -> Finding:
+    """Whether demonstrations, training, checkpoints and rollouts fit together, judged by the reference arms."""
+    level, headline, control = _control(report.references(CONTROL))
+    return Finding(level, headline, (*control, *_blind(report)))
+
+
+def verdict(report: CampaignReport) -> Finding:
+    """Which candidate is better, or that the evidence does not separate them."""
+    finished = sorted((arm for arm in report.candidates if arm.success), key=lambda arm: -arm.success.rate)
+    absent = [f"{arm.name} has no result: {arm.missing.rstrip('.')}." for arm in report.candidates if arm.missing]
+    if not report.candidates:
+        return Finding(DOUBTFUL, "There was nothing to compare: the campaign had reference arms only.")
+    if not finished:
+        return Finding(BAD, "There is nothing to compare: no candidate has a result.", tuple(absent))
+    if len(finished) == 1:
+        only = finished[0]
+        sentence = f"{only.name} succeeded in {_count(only.success)} ({_interval(only.success)})."
+        return Finding(DOUBTFUL, f"There is nothing to compare {only.name} with.", (sentence, *absent))
+    caveats = [*absent, *_what_episodes_show(report, finished), ONE_TRAINING]
+    if all(arm.success.successes == 0 for arm in finished):
+        headline = "No candidate succeeded in any episode, so there is nothing to rank."
+        return Finding(BAD, headline, (_highest_stages(finished), *caveats))
+    headline, sentences = _ranking(finished, report.candidate_pairs)
+    level = GOOD if any(pair.separated for pair in report.candidate_pairs) else DOUBTFUL
+    if soundness(report).level == BAD:
+        level, caveats = BAD, ["The control arm fails: settle that before you read anything into this.", *caveats]
+    return Finding(level, headline, (*sentences, *caveats))
+
+
+def pair_sentence(pair: PairedComparison) -> str:
+    """One pair in words."""
+    counts = f"{pair.both + pair.only_first} against {pair.both + pair.only_second} of {pair.shared} shared seeds"
+    tested = f"p = {p_text(pair.p_holm)}, exact McNemar with Holm's correction"
+    if pair.better is None:
+        return f"{pair.first} and {pair.second} are not separable: {counts}, {tested}."
+    first, second = (pair.first, pair.second) if pair.better == pair.first else (pair.second, pair.first)
+    return f"{first} is better than {second}: {counts} ({pair.first} first), {tested}."
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage."""
+    return f"{100 * share:.0f}\u00a0%"  # a line must not break before the sign
+
+
+def p_text(value: float) -> str:
+    """A p-value as people read it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+ONE_TRAINING = (
+    "Every arm was trained once, with one seed: this speaks of these checkpoints. Whether one recipe is better than "
+    "another takes several trainings of each."
+)
+
+
+def _control(arms: Sequence[ArmReport]) -> tuple[str, str, list[str]]:
+    if not arms:
+        return (
+            DOUBTFUL,
+            "Not established: this campaign had no control arm.",
+            ["Add the arm privileged_state, which is told the state of the scene instead of seeing it."],
+        )
+    arm = arms[0]
+    if arm.success is None:
+        return DOUBTFUL, "Not established: the control arm has no result.", [f"{arm.name}: {arm.missing}."]
+    what = f"The control arm {arm.name}, which is told the state of the scene instead of seeing it, succeeded in"
+    fact = f"{what} {_count(arm.success)} ({_interval(arm.success)})."
+    if arm.success.low >= SOUND_FROM:
+        return GOOD, "Yes.", [fact, "So demonstrations, training, checkpoints and rollouts fit together."]
+    if arm.success.rate >= SOUND_FROM:
+        more = "More episodes or a longer training would tell."
+        return DOUBTFUL, "Probably, but the evidence is thin.", [fact, more]
+    if arm.success.successes == 0:
+        stages = _highest_stages([arm])
+        hint = (
+            "Before comparing encoders, find out why: too short a training, demonstrations without noise, or a defect."
+        )
+        return BAD, "No: even the control arm fails.", [fact, stages, hint]
+    hint = "A candidate that does no better may be limited by its training, not by its encoder."
+    return BAD, "Not yet: the control arm mostly fails.", [fact, hint]
+
+
+def _blind(report: CampaignReport) -> list[str]:
+    arms = report.references(BLIND)
+    if not arms:
+        return ["There was no blind arm, so nothing says what this task gives without looking."]
+    blind = arms[0]
+    if blind.success is None:
+        return [f"The blind arm has no result, so nothing says what this task gives without looking ({blind.missing})."]
+    name = "" if blind.name == BLIND else f" {blind.name}"
+    sentences = [
+        f"The blind arm{name}, which sees nothing, succeeded in {_count(blind.success)} "
+        f"({_interval(blind.success)}): that is what this task gives without looking."
+    ]
+    pairs = [pair for pair in report.reference_pairs if pair.second == blind.name]
+    looking = [pair.first for pair in pairs if pair.better == pair.first]
+    lost = [pair.first for pair in pairs if pair.better != pair.first]
+    if looking:
+        sentences.append(f"{_listed(looking)} {_be(looking)} better than blind: looking helped.")
+    if lost:
+        sentences.append(f"{_listed(lost)} {_be(lost)} not shown to be better than blind.")
+    return sentences
+
+
+def _ranking(finished: Sequence[ArmReport], pairs: Sequence[PairedComparison]) -> tuple[str, list[str]]:
+    """Headline and one sentence a pair; the leaders are those that no other candidate is shown to beat."""
+    beaten = {pair.second if pair.better == pair.first else pair.first for pair in pairs if pair.better}
+    leaders = [arm.name for arm in finished if arm.name not in beaten]
+    sentences = [pair_sentence(pair) for pair in pairs]
+    best = leaders[0]
+    if len(leaders) == 1 and all(pair.better == best for pair in pairs if best in (pair.first, pair.second)):
+        others = [arm.name for arm in finished if arm.name != best]
+        return f"{best} is better than {_listed(others)}.", sentences
+    rest = f" Shown to be worse: {_listed(sorted(beaten))}." if beaten else ""
+    if len(leaders) == 1:
+        return f"{best} leads, but not everything is separable from it.{rest}", sentences
+    return f"The evidence does not separate {_listed(leaders)}.{rest}", sentences
+
+
+def _what_episodes_show(report: CampaignReport, finished: Sequence[ArmReport]) -> list[str]:
+    shared = min((pair.shared for pair in report.candidate_pairs), default=0)
+    if shared == 0:
+        return ["The candidates share no seed with a known outcome, so they cannot be compared."]
+    pooled = sum(arm.success.successes for arm in finished) / sum(arm.success.episodes for arm in finished)
+    smallest = detectable_difference(pooled, shared)
+    limit = (
+        f"No difference at all can be separated with {shared} shared seeds"
+        if smallest is None
+        else f"With {shared} shared seeds, a difference of {100 * smallest:.0f} points is found in 4 of 5 cases"
+    )
+    return [f"{limit}; to tell 10 points apart takes about {round(episodes_needed(pooled), -1)} episodes an arm."]
+
+
+def _highest_stages(arms: Sequence[ArmReport]) -> str:
+    reached = [f"{arm.name} {max(arm.stages, default=0)} at best, {arm.mean_stage or 0:.1f} on average" for arm in arms]
+    return f"Highest stage of the task: {'; '.join(reached)}."
+
+
+def _count(success: Proportion) -> str:
+    return f"{success.successes} of {success.episodes}"
+
+
+def _interval(success: Proportion) -> str:
+    return f"95\u00a0% interval {percent(success.low)} to {percent(success.high)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

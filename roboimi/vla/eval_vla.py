@@ -1,0 +1,208 @@
+"""Roll a policy out: as a function, and as `python -m roboimi.vla.eval_vla checkpoint=trainings/KEY store=PATH`.
+
+A finished evaluation is recognised by its key (policy, task, seeds, Ta, NFE) and returned at once, without a
+deep-learning library. One that was killed goes on with the seeds that are not done. `rollouts/records.py` draws the
+folder that results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roboimi.progress import Progress
+from roboimi.storage.launch_record import code_revision
+from roboimi.storage.store import Store, open_store
+from roboimi.vla.config import EvalConfig, TaskConfig
+from roboimi.vla.hydra_command import run_hydra_command
+from roboimi.vla.rollouts.eval_run import RESULT, SCHEMA, EnvironmentBroken, EvalResult, EvalRun
+
+if TYPE_CHECKING:
+    from roboimi.vla.agent import VLAAgent
+    from roboimi.vla.rollouts.rollout import ChunkPolicy
+    from roboimi.vla.rollouts.task_env import EnvFactory
+
+VALIDATION_SEED = 50_000
+"""First seed of the rollouts during training: not those of demonstrations, nor those that arms are compared on."""
+
+
+def evaluate(run: EvalRun, *, store: Store, progress: Progress | None = None) -> EvalResult:
+    """Roll a policy out on its seeds, or go on, or return what is already known.
+
+    Args:
+        run: what to roll out, and where.
+        store: where checkpoints and rollouts live.
+        progress: shows the episodes; None: one of its own.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or of another policy.
+        ConfigError: policy, task and environment do not fit together.
+        PolicyOutputError: the policy returns actions that are not finite.
+        RenderError: there is no GL to render with.
+        HeldByAnotherError: another process runs the same rollouts.
+    """
+    if finished := store.committed(run.prefix, RESULT):
+        return EvalResult.from_document(run.prefix, finished, adopted=True)
+    from roboimi.vla.rollouts.records import EpisodeLog
+
+    started = time.monotonic()
+    folder = store.folder(run.prefix)
+    with EpisodeLog(folder, run.settings.seeds) as episodes:
+        if finished := store.committed(run.prefix, RESULT):
+            return EvalResult.from_document(run.prefix, finished, adopted=True)
+        own = Progress.start(f"rollouts {run.task.name}", total=run.settings.episodes) if progress is None else None
+        with own or contextlib.nullcontext(progress) as shown:
+            _run_missing(run, store, episodes, shown)
+        document = _document(run, episodes.lines, folder, seconds=time.monotonic() - started)
+        document = store.publish(run.prefix, RESULT, document)
+    return EvalResult.from_document(run.prefix, document, adopted=False)
+
+
+def rollout_validation(
+    agent: VLAAgent,
+    task: TaskConfig,
+    *,
+    episodes: int = 5,
+    first_seed: int = VALIDATION_SEED,
+    num_inference_steps: int | None = None,
+) -> dict[str, Any]:
+    """Roll an agent in training out, without leaving a trace in it.
+
+    Args:
+        agent: in any mode; each of its modules has its own again afterwards.
+        task: where it is rolled out.
+        episodes: how many, advanced together.
+        first_seed: of the episodes.
+        num_inference_steps: NFE of one chunk; None: as trained.
+
+    Returns:
+        `success_rate` (None when no outcome is known), `successes`, `episodes`, `unknown`, `mean_stage`, `seconds`:
+        JSON values for the training's metrics.
+
+    Raises:
+        ConfigError, PolicyOutputError, RenderError: as in `evaluate`.
+    """
+    from roboimi.vla.rollouts.agent_policy import AgentPolicy, check_dims, evaluating
+    from roboimi.vla.rollouts.records import episode_fields, summarise
+    from roboimi.vla.rollouts.rollout import run_episodes
+    from roboimi.vla.rollouts.task_env import env_factory
+
+    started = time.monotonic()
+    check_dims(agent, task)
+    policy = AgentPolicy(agent, task.cameras, num_inference_steps=num_inference_steps)
+    make_env = env_factory(task)
+    seeds = range(first_seed, first_seed + episodes)
+    with evaluating(agent):
+        _check(make_env, task, policy)
+        outcomes = list(run_episodes(policy, make_env, seeds, parallel_envs=episodes))
+    summary = summarise(map(episode_fields, outcomes))
+    known = summary["episodes"]
+    return {
+        "success_rate": summary["successes"] / known if known else None,
+        "successes": summary["successes"],
+        "episodes": known,
+        "unknown": summary["unknown"],
+        "mean_stage": sum(int(stage) * count for stage, count in summary["stages"].items()) / known if known else None,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _run_missing(run: EvalRun, store: Store, episodes: Any, progress: Progress) -> None:
+    """Roll out the seeds that have no known outcome yet, then see whether anything can be said at all."""
+    from roboimi.vla.rollouts.agent_policy import AgentPolicy, check_dims, evaluating
+    from roboimi.vla.rollouts.rollout import run_episodes
+    from roboimi.vla.rollouts.task_env import env_factory
+    from roboimi.vla.training.checkpoint import load_policy
+
+    missing = [seed for seed in run.settings.seeds if seed not in episodes.lines]
+    if not missing:
+        return
+    agent = load_policy(store, run.checkpoint, device=run.device)
+    check_dims(agent, run.task)
+    policy = AgentPolicy(
+        agent,
+        run.task.cameras,
+        num_action_steps=run.settings.num_action_steps,
+        num_inference_steps=run.settings.num_inference_steps,
+    )
+    make_env = env_factory(run.task)
+    fields = {"policy_digest": run.policy_digest, "resized_to": list(policy.view.image_shape)}
+
+    def show(running: int) -> None:
+        known = episodes.lines.values()
+        progress.update(
+            len(known), f"{sum(line['outcome'] == 'success' for line in known)} succeeded, {running} running"
+        )
+
+    with evaluating(agent):
+        _check(make_env, run.task, policy, renders=run.filmstrips)
+        outcomes = run_episodes(policy, make_env, missing, parallel_envs=run.settings.parallel_envs, on_round=show)
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                episodes.write(outcome, **fields)
+    progress.update(len(episodes.lines))
+
+
+def _check(make_env: EnvFactory, task: TaskConfig, policy: ChunkPolicy, *, renders: bool = False) -> None:
+    """Find what cannot work before the first episode, not after the last."""
+    from roboimi.vla.rollouts.task_env import check_environment
+
+    env = make_env()
+    try:
+        check_environment(env, task, policy.view, renders=renders)
+    finally:
+        env.close()
+
+
+def _document(run: EvalRun, lines: Mapping[int, Mapping[str, Any]], folder: Path, *, seconds: float) -> dict[str, Any]:
+    """The content of RESULT.json.
+
+    Raises:
+        RoboimiError: the environment broke in every single episode, so there is no result.
+    """
+    from roboimi.vla.rollouts.filmstrip import write_filmstrips
+    from roboimi.vla.rollouts.records import summarise
+    from roboimi.vla.rollouts.task_env import env_factory
+
+    in_order = [lines[seed] for seed in run.settings.seeds]
+    summary = summarise(in_order)
+    if not summary["episodes"]:
+        raise EnvironmentBroken(
+            f"{run.task.env_id} broke in all {len(in_order)} episodes, the first (seed {in_order[0]['seed']}) with "
+            f"{in_order[0]['reason']!r}: run that seed alone to find out why."
+        )
+    strips = {}
+    if run.filmstrips:
+        strips = write_filmstrips(folder, in_order, env_factory(run.task), run.task.cameras[0], run.task.control_hz)
+    return {
+        "schema": SCHEMA,
+        **run.fingerprint(),
+        "checkpoint": run.checkpoint,
+        "policy_digest": run.policy_digest,
+        "task_name": run.task.name,
+        **summary,
+        "filmstrips": strips,
+        "seconds": round(seconds, 3),
+        "git_revision": code_revision(),
+    }
+
+
+def main() -> None:
+    """The command: roll out what the command line describes, print the count and where the episodes lie."""
+    run_hydra_command("eval_vla", _command)
+
+
+def _command(config: dict[str, Any]) -> None:
+    store = open_store(config["store"])
+    options = {name: config[name] for name in ("device", "filmstrips", "task")}
+    run = EvalRun.from_store(store, config["checkpoint"], EvalConfig(**config["eval"]), **options)
+    result = evaluate(run, store=store)
+    unknown = f", {result.unknown} unknown" if result.unknown else ""
+    print(f"{result.successes} of {result.episodes} succeeded{unknown}: {store.uri}/{result.rollouts}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training: optimiser, averaged weights, checkpoints, metrics, the step loop."""

@@ -1,0 +1,262 @@
+"""Protects the contract of the compiled campaign: what a cluster runs, in which order, with what, on which nodes."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.arms import Arm
+from pipelines.compile import compile_campaign
+from pipelines.profiles import GPU_STEPS, STEPS, load_profile
+
+JOB_ID = "{{$.pipeline_job_uuid}}"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pipeline's specification and its Kubernetes part."""
+    path = compile_campaign(load_profile("cluster"), tmp_path_factory.mktemp("ir") / "campaign.yaml")
+    pipeline, platform = yaml.safe_load_all(path.read_text())
+    return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = compile_campaign(load_profile("local"), tmp_path_factory.mktemp("ir") / "campaign.yaml")
+    return yaml.safe_load(path.read_text())
+
+
+def name_of(step: str) -> str:
+    return step.replace("_", "-")
+
+
+def all_tasks(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task of every DAG, by name."""
+    dags = [pipeline["root"]["dag"]] + [c["dag"] for c in pipeline["components"].values() if "dag" in c]
+    return {name: task for dag in dags for name, task in dag["tasks"].items()}
+
+
+def container(pipeline: dict[str, Any], step: str) -> dict[str, Any]:
+    return pipeline["deploymentSpec"]["executors"][f"exec-{name_of(step)}"]["container"]
+
+
+def dag(pipeline: dict[str, Any], prefix: str) -> dict[str, Any]:
+    (name,) = [name for name in pipeline["components"] if name.startswith(f"comp-{prefix}")]
+    return pipeline["components"][name]["dag"]["tasks"]
+
+
+def test_the_exit_task_waits_for_everything_and_runs_whatever_happened(cluster):
+    tasks = cluster[0]["root"]["dag"]["tasks"]
+    assert set(tasks) == {"exit-handler-1", "compare-experiments"}
+    compare = tasks["compare-experiments"]
+    assert compare["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert compare["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
+    assert compare["inputs"]["parameters"]["experiments"] == {"componentInputParameter": "experiments"}
+
+
+def test_the_stages_inside_the_exit_handler(cluster, local):
+    shared = {"validate-dataset", "smoke-test-encoder", "encode-features"}
+    on_cluster, here = dag(cluster[0], "exit-handler"), dag(local, "exit-handler")
+    (loop,) = [name for name in on_cluster if name.startswith("for-loop")]
+    assert set(on_cluster) == shared | {"preflight-gpu", loop}
+    assert {name for name in here if not name.startswith("for-loop")} == shared
+    assert set(on_cluster["encode-features"]["dependentTasks"]) == {
+        "validate-dataset",
+        "smoke-test-encoder",
+        "preflight-gpu",
+    }
+    assert on_cluster[loop]["iteratorPolicy"]["parallelismLimit"] == 2
+    (local_loop,) = [task for name, task in here.items() if name.startswith("for-loop")]
+    assert local_loop["iteratorPolicy"]["parallelismLimit"] == 2
+
+
+def test_the_loop_runs_over_the_parameter_and_never_over_a_static_list(cluster):
+    (loop,) = [task for name, task in dag(cluster[0], "exit-handler").items() if name.startswith("for-loop")]
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--experiments"}
+
+
+def test_an_arm_is_trained_and_then_evaluated(cluster):
+    tasks = dag(cluster[0], "for-loop")
+    assert set(tasks) == {"train-policy", "evaluate-policy"}
+    train, evaluate = tasks["train-policy"]["inputs"], tasks["evaluate-policy"]["inputs"]
+    assert evaluate["artifacts"]["policy"]["taskOutputArtifact"] == {
+        "outputArtifactKey": "policy",
+        "producerTask": "train-policy",
+    }
+    assert set(train["artifacts"]) == {"dataset", "features"}
+    expression = "parseJson(string_value)"
+    assert train["parameters"]["arm"]["parameterExpressionSelector"] == f'{expression}["arm"]'
+    assert train["parameters"]["overrides"]["parameterExpressionSelector"] == f'{expression}["overrides"]'
+    assert evaluate["parameters"]["arm"]["parameterExpressionSelector"] == f'{expression}["arm"]'
+
+
+def test_the_default_experiments_hold_both_projections_and_only_arm_and_overrides(cluster):
+    default = cluster[0]["root"]["inputDefinitions"]["parameters"]["experiments"]["defaultValue"]
+    assert {item["arm"]: item["overrides"] for item in default} == {
+        "siglip2-96": ["backbone.per_view_output_dim=96"],
+        "siglip2-192": ["backbone.per_view_output_dim=192"],
+    }
+    # KFP makes floats of numbers inside dicts; `name` and `type` would be attributes of the loop's item.
+    assert all(set(item) == {"arm", "overrides"} for item in default)
+    assert all(isinstance(value, str) for item in default for value in [item["arm"], *item["overrides"]])
+
+
+def test_the_local_campaign_has_the_reference_arms_first(local):
+    default = local["root"]["inputDefinitions"]["parameters"]["experiments"]["defaultValue"]
+    assert [item["arm"] for item in default] == ["privileged_state", "blind", "siglip2-96", "siglip2-192"]
+
+
+def test_the_parameters_of_the_campaign(cluster):
+    parameters = cluster[0]["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == {
+        "dataset",
+        "dataset_digest",
+        "store",
+        "encoder",
+        "experiments",
+        "train_overrides",
+        "eval_episodes",
+        "eval_seed",
+        "code_revision",
+    }
+    assert {name for name, value in parameters.items() if not value.get("isOptional")} == {"dataset", "dataset_digest"}
+
+
+def test_the_job_id_is_always_a_whole_value(cluster, local):
+    for pipeline in (cluster[0], local):
+        found = []
+        for task in all_tasks(pipeline).values():
+            for value in task.get("inputs", {}).get("parameters", {}).values():
+                text = str(value.get("runtimeValue", {}).get("constant", ""))
+                if "pipeline_job" in text:
+                    found.append(text)
+        assert set(found) == {JOB_ID}
+
+
+def test_every_step_knows_its_run(cluster):
+    pipeline, platform = cluster
+    tasks = all_tasks(pipeline)
+    for step in STEPS:
+        job = tasks[name_of(step)]["inputs"]["parameters"]["job_id"]["runtimeValue"]["constant"]
+        variables = {item["name"]: item["fieldPath"] for item in platform[f"exec-{name_of(step)}"]["fieldPathAsEnv"]}
+        assert variables["KFP_RUN_ID"] == "metadata.labels['pipeline/runid']"
+        cached = tasks[name_of(step)]["cachingOptions"].get("enableCache", False)
+        # The run id among its inputs would give a cached step another cache key at every run.
+        assert job == ("" if cached else JOB_ID)
+
+
+def test_only_the_gates_are_cached_and_only_on_the_cluster(cluster, local):
+    def cached(pipeline: dict[str, Any]) -> set[str]:
+        tasks = all_tasks(pipeline).items()
+        return {name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")}
+
+    assert cached(cluster[0]) == {"validate-dataset", "smoke-test-encoder"}
+    assert cached(local) == set()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_gpu_steps_and_only_they_ask_for_an_accelerator(cluster, step):
+    pipeline, platform = cluster
+    resources, pod = container(pipeline, step)["resources"], platform[f"exec-{name_of(step)}"]
+    if step not in GPU_STEPS:
+        assert "accelerator" not in resources
+        assert "tolerations" not in pod
+        assert "emptyDirMounts" not in pod
+        return
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert resources["accelerator"]["resourceCount"] == "1"
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["emptyDirMounts"] == [
+        {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "8Gi", "volumeName": "shm"}
+    ]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_states_its_resources_its_image_and_optional_secrets(cluster, step):
+    pipeline, platform = cluster
+    spec, pod = container(pipeline, step), platform[f"exec-{name_of(step)}"]
+    resources = spec["resources"]
+    limits = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit")
+    assert tuple(resources[name] for name in limits) == load_profile("cluster").cluster.resources[step]
+    image = "cpu" if step in {"validate_dataset", "compare_experiments"} else "gpu"
+    assert spec["image"] == f"roboimi-{image}:0.1.0"
+    assert "pip install" not in " ".join(spec["command"])
+    assert {"name": "ROBOIMI_IMAGE", "value": spec["image"]} in spec["env"]
+    assert {secret["secretName"] for secret in pod["secretAsEnv"]} == {
+        "roboimi-store",
+        "roboimi-swanlab",
+        "roboimi-hub",
+    }
+    assert all(secret["optional"] for secret in pod["secretAsEnv"])
+
+
+def test_every_step_but_the_exit_task_is_retried_for_longer_than_an_hour(cluster):
+    tasks = all_tasks(cluster[0])
+    for step in STEPS:
+        policy = tasks[name_of(step)].get("retryPolicy")
+        if step == "compare_experiments":
+            assert policy is None
+        else:
+            assert policy["maxRetryCount"] == 3
+            assert policy["backoffMaxDuration"] == "604800s"
+
+
+def test_images_can_be_pinned_by_digest(tmp_path):
+    profile = load_profile("cluster").with_images("cpu@sha256:1", None)
+    pipeline = next(yaml.safe_load_all(compile_campaign(profile, tmp_path / "c.yaml").read_text()))
+    assert container(pipeline, "validate_dataset")["image"] == "cpu@sha256:1"
+    assert container(pipeline, "train_policy")["image"] == "roboimi-gpu:0.1.0"
+
+
+def test_the_local_pipeline_has_no_kubernetes_part(local, tmp_path):
+    path = compile_campaign(load_profile("local"), tmp_path / "campaign.yaml")
+    assert len(list(yaml.safe_load_all(path.read_text()))) == 1
+
+
+def test_arms_side_by_side_on_one_machine_share_its_cores(cluster, local):
+    threads = str(max(1, len(os.sched_getaffinity(0)) // load_profile("local").parallelism))
+    for step in ("train_policy", "evaluate_policy"):
+        environment = {item["name"]: item["value"] for item in container(local, step)["env"]}
+        assert environment == {"OMP_NUM_THREADS": threads, "LP_NUM_THREADS": threads}
+        assert "OMP_NUM_THREADS" not in str(container(cluster[0], step))
+    assert "env" not in container(local, "encode_features")
+
+
+def test_a_campaign_of_other_arms(tmp_path):
+    path = compile_campaign(load_profile("cluster"), tmp_path / "c.yaml", [Arm("wide", ("head=base",))])
+    default = next(yaml.safe_load_all(path.read_text()))["root"]["inputDefinitions"]["parameters"]["experiments"]
+    assert default["defaultValue"] == [{"arm": "wide", "overrides": ["head=base"]}]
+
+
+def test_the_compiled_text_is_ascii_and_small(tmp_path):
+    # Databases behind KFP may keep utf8 of three bytes, and a workflow above 1.5 MiB cannot be retried.
+    text = compile_campaign(load_profile("cluster"), tmp_path / "campaign.yaml").read_bytes()
+    text.decode("ascii")
+    assert len(text) < 100_000
+
+
+def test_compiling_in_another_process_gives_the_same_bytes(tmp_path, run_pipelines):
+    there, here = tmp_path / "there.yaml", tmp_path / "here.yaml"
+    assert run_pipelines("compile", "--profile", "cluster", "-o", str(there)).returncode == 0
+    assert compile_campaign(load_profile("cluster"), here).read_bytes() == there.read_bytes()
+
+
+def test_the_comment_whose_order_differs_from_run_to_run_is_left_out(tmp_path):
+    lines = compile_campaign(load_profile("cluster"), tmp_path / "campaign.yaml").read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    assert comments == ["# roboimi campaign, profile cluster: python -m pipelines compile"]
+
+
+def test_nothing_is_left_beside_the_compiled_file(tmp_path: Path):
+    compile_campaign(load_profile("local"), tmp_path / "deep" / "campaign.yaml")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["campaign.yaml"]
+
+
+def test_profiles_are_not_changed_by_compiling(tmp_path):
+    profile = load_profile("cluster")
+    before = copy.deepcopy(profile)
+    compile_campaign(profile, tmp_path / "campaign.yaml")
+    assert profile == before

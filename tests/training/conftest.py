@@ -1,0 +1,67 @@
+"""A training of seconds: the real head, one layer of it, on a real dataset with small pictures."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from roboimi.storage.store import FolderStore, open_store
+from roboimi.vla.config import TrainRun
+from roboimi.vla.data.manifest import DatasetRef
+from roboimi.vla.training.device import cpu_threads
+
+TINY_OVERRIDES = (
+    "head=small",
+    "head.n_emb=32",
+    "head.n_layer=1",
+    "head.n_head=2",
+    "head.cond_dim=32",
+    "task.cameras=[top,left,right]",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.learning_rate=1e-2",
+    "train.warmup_steps=2",
+    "train.ema_max_decay=0.9",
+    "train.log_every=2",
+    "train.rollout_every=0",
+    "train.threads=1",
+    "train.device=cpu",
+    "train.tracking=disabled",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose time to a second thread."""
+    with cpu_threads(1):
+        yield
+
+
+@pytest.fixture
+def tiny_overrides() -> tuple[str, ...]:
+    """The Hydra overrides of the tiny training, without its backbone."""
+    return TINY_OVERRIDES
+
+
+@pytest.fixture
+def dataset(tiny_dataset_maker) -> DatasetRef:
+    """Three episodes of 20 frames, one of them held out; pictures of 16 x 16, which no arm here looks at."""
+    return tiny_dataset_maker(image_size=(16, 16))
+
+
+@pytest.fixture
+def make_run(dataset: DatasetRef) -> Callable[..., TrainRun]:
+    """`make_run("train.steps=8")`: the tiny training with more overrides."""
+
+    def make(*overrides: str, backbone: str = "privileged_state") -> TrainRun:
+        return TrainRun.from_overrides(
+            [*TINY_OVERRIDES, f"backbone={backbone}", *overrides], dataset=str(dataset.root), encoder="standin"
+        )
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    """An empty store."""
+    return open_store(tmp_path / "store")
