@@ -35,16 +35,19 @@ if [ -n "$python" ]; then
   has_library libEGL.so.1 || missing+=(libegl1)
   has_library libGL.so.1 || missing+=(libgl1)
   # A GPU driver brings its own vendor file; without one, Mesa draws in software.
-  ls /usr/share/glvnd/egl_vendor.d/*.json /etc/glvnd/egl_vendor.d/*.json >/dev/null 2>&1 || missing+=(libegl-mesa0 libgl1-mesa-dri)
+  vendors=$(find /usr/share/glvnd/egl_vendor.d /etc/glvnd/egl_vendor.d -name '*.json' 2>/dev/null || true)
+  [ -n "$vendors" ] || missing+=(libegl-mesa0 libgl1-mesa-dri)
 else
   missing+=(libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
-  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -z "${PREREQUISITES_INSTALLED:-}" ]; then
     echo "installing ${missing[*]}"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-    exec "$0" "$@"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # Once: what is still missing after this is said, not installed again.
+    PREREQUISITES_INSTALLED=yes exec "$0" "$@"
   fi
   echo "error: prerequisites are missing; install them with:  sudo apt install ${missing[*]}" >&2
   exit 2
