@@ -14,7 +14,7 @@ EPILOG = """\
 examples:
   python -m pipelines run                                     record demonstrations, then run the default campaign
   python -m pipelines run --dataset ~/episodes                the same with your own episodes
-  python -m pipelines run --only siglip2-96 --steps 500       one arm, briefly
+  python -m pipelines run --only projection-96 --steps 500       one arm, briefly
   python -m pipelines run --set train.learning_rate=3e-4      a setting of every arm
   python -m pipelines compile --profile cluster -o campaign.yaml
 

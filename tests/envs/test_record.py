@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from roboimi.envs.record import RecordingError, record, record_episode
 from roboimi.envs.transfer_cube import TransferCubeEnv
 from roboimi.errors import ConfigError, DataError, DiskFullError, HeldByAnotherError, RenderError, StoreError
 from roboimi.vla.data.manifest import read_manifest, resolve_dataset
+from roboimi.vla.data.validate.validate import validate_dataset
 
 # One small camera: what is tested here does not depend on the number of pixels.
 SMALL = {"cameras": ("front",), "frame_size": (48, 48), "image_size": (32, 32)}
@@ -65,6 +67,11 @@ def test_folder_is_a_dataset_and_nothing_else(recorded):
     split = ref.manifest.split
     assert (len(split["train"]), len(split["validation"])) == (3, 1)
     assert ref.manifest.source["recipe"]["noise_std"] == 0.01
+
+
+def test_a_recording_passes_the_validation_without_a_finding(recorded, tmp_path):
+    copy = shutil.copytree(recorded[0], tmp_path / "copy")  # validation writes its verdict beside the manifest
+    assert validate_dataset(resolve_dataset(copy)).findings == ()
 
 
 def test_episode_holds_what_the_expert_saw_and_was_meant_to_do(recorded):

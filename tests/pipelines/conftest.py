@@ -11,18 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def pipelines_environment() -> dict[str, str]:
-    """The environment of a command: this checkout, one thread, a wide terminal."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+def pipelines_environment(temporary: Path) -> dict[str, str]:
+    """The environment of a command: this checkout, one thread, temporary files where pytest removes them."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
 
 
 @pytest.fixture(scope="session")
-def run_pipelines() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+def run_pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`run_pipelines("compile", "-o", ...)`: run `python -m pipelines` from the checkout."""
+
+    environment = pipelines_environment(tmp_path_factory.mktemp("temporary"))
 
     def run(*arguments: str, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "pipelines", *arguments]
-        environment = pipelines_environment()
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout)
 
     return run

@@ -14,8 +14,8 @@ def write(tmp_path, text):
 
 def test_the_default_arms():
     assert load_arms("projection") == [
-        Arm("siglip2-96", ("backbone.per_view_output_dim=96",)),
-        Arm("siglip2-192", ("backbone.per_view_output_dim=192",)),
+        Arm("projection-96", ("backbone.per_view_output_dim=96",)),
+        Arm("projection-192", ("backbone.per_view_output_dim=192",)),
     ]
 
 

@@ -96,8 +96,8 @@ def test_an_arm_is_trained_and_then_evaluated(cluster):
 def test_the_default_experiments_hold_both_projections_and_only_arm_and_overrides(cluster):
     default = cluster[0]["root"]["inputDefinitions"]["parameters"]["experiments"]["defaultValue"]
     assert {item["arm"]: item["overrides"] for item in default} == {
-        "siglip2-96": ["backbone.per_view_output_dim=96"],
-        "siglip2-192": ["backbone.per_view_output_dim=192"],
+        "projection-96": ["backbone.per_view_output_dim=96"],
+        "projection-192": ["backbone.per_view_output_dim=192"],
     }
     # KFP makes floats of numbers inside dicts; `name` and `type` would be attributes of the loop's item.
     assert all(set(item) == {"arm", "overrides"} for item in default)
@@ -106,7 +106,7 @@ def test_the_default_experiments_hold_both_projections_and_only_arm_and_override
 
 def test_the_local_campaign_has_the_reference_arms_first(local):
     default = local["root"]["inputDefinitions"]["parameters"]["experiments"]["defaultValue"]
-    assert [item["arm"] for item in default] == ["privileged_state", "blind", "siglip2-96", "siglip2-192"]
+    assert [item["arm"] for item in default] == ["privileged_state", "blind", "projection-96", "projection-192"]
 
 
 def test_the_parameters_of_the_campaign(cluster):

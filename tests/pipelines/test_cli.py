@@ -38,8 +38,8 @@ def test_the_default_campaign():
     assert [arm.name for arm in choose_arms(options(), DEFAULTS)] == [
         "privileged_state",
         "blind",
-        "siglip2-96",
-        "siglip2-192",
+        "projection-96",
+        "projection-192",
     ]
     assert shared_overrides(options(), DEFAULTS) == list(DEFAULTS.train_overrides)
 
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_one_sentence(small_dataset, tmp_path, capsys, monkeypa
 
 def test_a_compiled_campaign_says_where_it_is_and_what_it_trains(tmp_path, capsys):
     assert main(["compile", "-o", str(tmp_path / "c.yaml"), "--gpu-image", "gpu@sha256:1"]) == 0
-    assert capsys.readouterr().out == f"compiled {tmp_path / 'c.yaml'}: siglip2-96, siglip2-192\n"
+    assert capsys.readouterr().out == f"compiled {tmp_path / 'c.yaml'}: projection-96, projection-192\n"
     assert "gpu@sha256:1" in (tmp_path / "c.yaml").read_text()
 
 

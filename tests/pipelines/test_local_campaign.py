@@ -26,11 +26,11 @@ from tests.pipelines.conftest import ROOT, pipelines_environment
 pytestmark = pytest.mark.timeout(900)
 
 ARMS = """
-- arm: siglip2-96
+- arm: projection-96
   overrides: [backbone.per_view_output_dim=96]
 - arm: diverges
   overrides: [backbone=blind, train.learning_rate=1e30, train.max_nonfinite=0]
-- arm: siglip2-192
+- arm: projection-192
   overrides: [backbone.per_view_output_dim=192]
 - arm: long
   overrides: [backbone=blind, train.steps=400, train.log_every=5]
@@ -94,13 +94,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def first(place: Place, run_pipelines: Callable[..., "subprocess.CompletedProcess[str]"]) -> Ran:
-    process = run_pipelines(*place.command(["siglip2-96", "diverges", "siglip2-192"]), timeout=600)
+    process = run_pipelines(*place.command(["projection-96", "diverges", "projection-192"]), timeout=600)
     return Ran(place, place.job(-1), process)
 
 
 @pytest.fixture(scope="module")
 def second(first: Ran, run_pipelines: Callable[..., "subprocess.CompletedProcess[str]"]) -> Ran:
-    process = run_pipelines(*first.place.command(["siglip2-96", "diverges", "siglip2-192"]), timeout=300)
+    process = run_pipelines(*first.place.command(["projection-96", "diverges", "projection-192"]), timeout=300)
     return Ran(first.place, first.place.job(-1), process)
 
 
@@ -111,13 +111,13 @@ def test_one_line_for_each_finished_step(first):
     assert steps[-1] == "done compare"
     # Arms run side by side, so their order among each other is theirs.
     assert sorted(steps[3:-1]) == [
-        "done evaluate siglip2-192",
-        "done evaluate siglip2-96",
-        "done train siglip2-192",
-        "done train siglip2-96",
+        "done evaluate projection-192",
+        "done evaluate projection-96",
+        "done train projection-192",
+        "done train projection-96",
         "failed train diverges",
     ]
-    for arm in ("siglip2-96", "siglip2-192"):
+    for arm in ("projection-96", "projection-192"):
         assert steps.index(f"done train {arm}") < steps.index(f"done evaluate {arm}")
     assert "12 steps, loss" in first.process.stdout
 
@@ -136,8 +136,8 @@ def test_a_dead_arm_makes_the_exit_code_and_is_named_with_its_reason(first):
 def test_a_dead_arm_does_not_lose_the_report(first):
     report = json.loads((first.folder / "report.json").read_text())
     arms = {arm["arm"]: arm for arm in report["arms"]}
-    assert set(arms) == {"siglip2-96", "diverges", "siglip2-192"}
-    for name in ("siglip2-96", "siglip2-192"):
+    assert set(arms) == {"projection-96", "diverges", "projection-192"}
+    for name in ("projection-96", "projection-192"):
         assert arms[name]["missing"] == ""
         assert arms[name]["success"]["episodes"] == 1
     assert "non-finite" in arms["diverges"]["missing"]
@@ -150,13 +150,13 @@ def test_a_dead_arm_does_not_lose_the_report(first):
 
 def test_the_trainer_sees_both_arms_and_their_whole_numbers(first):
     store, widths = open_store(first.place.root / "store"), {}
-    for arm in ("siglip2-96", "siglip2-192"):
+    for arm in ("projection-96", "projection-192"):
         record = first.records[arm, "train"]
         assert record["arm"] == arm
         assert f"backbone.per_view_output_dim={arm.split('-')[1]}" in record["overrides"]
         training = store.read_json(f"{record['training']}/TRAINING.json")
         widths[arm] = training["config"]["backbone"]["per_view_output_dim"]
-    assert widths == {"siglip2-96": 96, "siglip2-192": 192}
+    assert widths == {"projection-96": 96, "projection-192": 192}
     assert all(type(width) is int for width in widths.values())
 
 
@@ -194,13 +194,13 @@ def test_a_second_campaign_finds_everything_finished(first, second):
         ("campaign", "smoke"): True,
         ("campaign", "encode"): True,
         ("campaign", "compare"): None,
-        ("siglip2-96", "train"): True,
-        ("siglip2-96", "evaluate"): True,
-        ("siglip2-192", "train"): True,
-        ("siglip2-192", "evaluate"): True,
+        ("projection-96", "train"): True,
+        ("projection-96", "evaluate"): True,
+        ("projection-192", "train"): True,
+        ("projection-192", "evaluate"): True,
         ("diverges", "train"): None,
     }
-    for arm in ("siglip2-96", "siglip2-192"):
+    for arm in ("projection-96", "projection-192"):
         assert before[arm, "train"]["checkpoint"] == after[arm, "train"]["checkpoint"]
     assert second.process.returncode == 1
 
@@ -215,8 +215,9 @@ def start(place: Place, arm: str) -> "subprocess.Popen[str]":
     """A campaign that is in the middle of training `arm`."""
     jobs = set((place.root / "outputs" / "campaigns").iterdir())
     command = [sys.executable, "-m", "pipelines", *place.command([arm])]
+    environment = pipelines_environment(place.root)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=pipelines_environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

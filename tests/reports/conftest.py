@@ -207,8 +207,8 @@ def full(made: MadeCampaign) -> MadeCampaign:
     """A campaign of four arms that all finished, on 20 seeds."""
     hard = np.random.default_rng(7).uniform(size=20)
     for name, override, share in (
-        ("siglip2-96", "backbone.per_view_output_dim=96", 0.35),
-        ("siglip2-192", "backbone.per_view_output_dim=192", 0.5),
+        ("projection-96", "backbone.per_view_output_dim=96", 0.35),
+        ("projection-192", "backbone.per_view_output_dim=192", 0.5),
         ("privileged_state", "backbone=privileged_state", 0.93),
         ("blind", "backbone=blind", 0.08),
     ):

@@ -14,12 +14,12 @@ def arms_of(campaign, status=""):
 
 def test_all_figures_of_a_finished_campaign(full):
     report, arms = arms_of(full, "SUCCEEDED")
-    assert [arm.name for arm in report.arms] == ["privileged_state", "blind", "siglip2-96", "siglip2-192"]
+    assert [arm.name for arm in report.arms] == ["privileged_state", "blind", "projection-96", "projection-192"]
     assert not report.missing
     assert (report.data.episodes, report.data.frames, report.data.reference) == (100, 20010, "datasets/transfer_cube")
     assert report.data.digest == "3f" * 32
     assert report.encoder.is_standin
-    arm = arms["siglip2-192"]
+    arm = arms["projection-192"]
     assert (arm.success.successes, arm.success.episodes) == (sum(arm.outcomes.values()), 20)
     assert arm.training["steps"] == 2000
     assert len(arm.loss) == 40
@@ -27,10 +27,10 @@ def test_all_figures_of_a_finished_campaign(full):
     assert {strip.kind for strip in arm.filmstrips} == {"success", "failure"}
     assert arm.mean_stage == pytest.approx(2 + 2 * arm.success.rate)
     assert (arm.reached(2), arm.reached(3)) == (1.0, arm.success.rate)
-    assert [pair.first for pair in report.candidate_pairs] == ["siglip2-192"]
+    assert [pair.first for pair in report.candidate_pairs] == ["projection-192"]
     assert {(pair.first, pair.second) for pair in report.reference_pairs} == {
         (candidate, reference)
-        for candidate in ("siglip2-96", "siglip2-192")
+        for candidate in ("projection-96", "projection-192")
         for reference in ("privileged_state", "blind")
     }
 
@@ -146,7 +146,7 @@ def test_unknown_outcomes_are_in_no_rate_and_no_pair(made):
         ("blind", (), BLIND),
         ("mine", ("head=small", "backbone=privileged_state"), CONTROL),
         ("blind", ("backbone=siglip2_diffusion",), CANDIDATE),
-        ("siglip2-96", ("backbone.per_view_output_dim=96",), CANDIDATE),
+        ("projection-96", ("backbone.per_view_output_dim=96",), CANDIDATE),
     ],
 )
 def test_roles_follow_the_backbone(name, overrides, role):

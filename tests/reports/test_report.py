@@ -58,7 +58,15 @@ def test_the_page_begins_with_data_encoder_and_standin(full):
     _, page = page_of(full, "SUCCEEDED")
     start = page.text.partition("Campaign")[2]
     order = ["Data: 100 demonstrations", "The encoder is a stand-in", "Campaign 2026", "Is the pipeline sound?"]
-    order += ["Which arm is better?", "Arms", "privileged_state", "blind", "siglip2-96", "siglip2-192", "Seed by seed"]
+    order += [
+        "Which arm is better?",
+        "Arms",
+        "privileged_state",
+        "blind",
+        "projection-96",
+        "projection-192",
+        "Seed by seed",
+    ]
     order += ["Learning curves", "Episodes", "Steps", "To reproduce"]
     positions = []
     for words in order:
@@ -170,7 +178,7 @@ def test_writing_replaces_the_page_whole_and_leaves_nothing_else(full):
     names = full.store.list(f"campaigns/{full.job_id}")
     assert [name for name in names if "report" in name or "writing" in name] == ["report.html", "report.json"]
     document = json.loads((path.parent / "report.json").read_text())
-    assert [arm["arm"] for arm in document["arms"]] == ["privileged_state", "blind", "siglip2-96", "siglip2-192"]
+    assert [arm["arm"] for arm in document["arms"]] == ["privileged_state", "blind", "projection-96", "projection-192"]
     assert document["verdict"]["headline"]
 
 

@@ -15,7 +15,7 @@ from roboimi.reports.terminal import interval_line, render_table
 @pytest.fixture
 def report(made):
     made.add("privileged_state", "backbone=privileged_state", outcomes=[True] * 19 + [False])
-    made.add("siglip2-96", outcomes=[True] * 6 + [False] * 13 + [None])
+    made.add("projection-96", outcomes=[True] * 6 + [False] * 13 + [None])
     made.add("dead", dies_in="train", error=NonFiniteError("Too many | pipes <b>."))
     return collect(made.store, made.job_id, made.experiments, "FAILED")
 
@@ -31,7 +31,7 @@ def test_markdown_is_a_table_of_all_arms(report):
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert {len(row.replace("\\|", "").split("|")) for row in rows} == {6}
-    assert "| siglip2-96 | 6 of 19, 1 unknown |" in "\n".join(rows)
+    assert "| projection-96 | 6 of 19, 1 unknown |" in "\n".join(rows)
     assert "Too many \\| pipes &lt;b&gt;." in rows[-1]
     assert lines[0].startswith("Data: ")
 
@@ -62,7 +62,7 @@ def test_the_interval_as_characters(low, rate, high, drawn):
 def test_metrics_are_numbers_under_names_that_do_not_change(report):
     values = metrics(report)
     assert all(isinstance(value, float) for value in values.values())
-    assert values["siglip2-96_success_rate"] == pytest.approx(6 / 19)
+    assert values["projection-96_success_rate"] == pytest.approx(6 / 19)
     assert values["missing_arms"] == 1.0
     assert not [name for name in values if name.startswith("dead")]
 
@@ -70,7 +70,7 @@ def test_metrics_are_numbers_under_names_that_do_not_change(report):
 def test_the_summary_is_plain_json(report, made):
     made.store.write_json("summary.json", summary_document(report))
     document = made.store.read_json("summary.json")
-    assert [arm["arm"] for arm in document["arms"]] == ["privileged_state", "siglip2-96", "dead"]
+    assert [arm["arm"] for arm in document["arms"]] == ["privileged_state", "projection-96", "dead"]
     assert document["arms"][2]["missing"].startswith("train failed (non-finite)")
 
 

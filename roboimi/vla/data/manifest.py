@@ -30,6 +30,8 @@ from roboimi.vla.data.hdf5 import get_dataset, open_file, walk
 
 SCHEMA = "roboimi.dataset/1"
 MANIFEST_NAME = "MANIFEST.json"
+RECIPE_NAME = "RECIPE.json"
+"""Beside the manifest of a recorded dataset: what the recording follows from (`roboimi.envs.recipe`)."""
 EPISODE_FORMAT = "act-hdf5"
 SPLITS = ("train", "validation")
 

@@ -8,7 +8,7 @@ import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from roboimi.errors import EncoderError
-from roboimi.vla.models.encoder_spec import STANDIN_CONFIG, STANDIN_NAME, STANDIN_SEED, EncoderSpec
+from roboimi.vla.models.encoder_spec import STANDIN_NAME, EncoderSpec
 
 
 def load_vision_model(spec: EncoderSpec | str, dtype: torch.dtype | str | None = None) -> SiglipVisionModel:
@@ -16,7 +16,7 @@ def load_vision_model(spec: EncoderSpec | str, dtype: torch.dtype | str | None =
 
     Args:
         spec: an `EncoderSpec`, or the text of one.
-        dtype: of the weights; None: as stored (float32 for the random stand-in).
+        dtype: of the weights; None: as stored.
 
     Returns:
         The tower, `requires_grad_(False)` and `eval()`.
@@ -26,12 +26,7 @@ def load_vision_model(spec: EncoderSpec | str, dtype: torch.dtype | str | None =
     """
     spec = EncoderSpec.parse(spec) if isinstance(spec, str) else spec
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if spec.folder is None and spec.is_standin:
-        model = random_vision_model(SiglipVisionConfig(**STANDIN_CONFIG), STANDIN_SEED)
-        model = model if dtype is None else model.to(dtype)
-    else:
-        model = _from_pretrained(spec, dtype)
-    return freeze(model)
+    return freeze(_from_pretrained(spec, dtype))
 
 
 def random_vision_model(config: SiglipVisionConfig, seed: int) -> SiglipVisionModel:

@@ -16,19 +16,7 @@ from roboimi.storage.keys import sha256_file, sha256_json
 STANDIN_NAME = "standin"
 
 STANDIN_DIR = Path(__file__).parent / "standin"
-"""Weights of the stand-in. Without this folder it is randomly initialised from `STANDIN_CONFIG` and a fixed seed."""
-
-STANDIN_SEED = 20260406
-
-STANDIN_CONFIG = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 256,
-    "patch_size": 32,
-}
-"""Arguments of `transformers.SiglipVisionConfig`: 64 patches of 32 x 32, chosen for the speed of a CPU."""
+"""Weights of the stand-in: part of this package."""
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>.*))?")
 
@@ -40,7 +28,7 @@ class EncoderSpec:
     Attributes:
         name: `standin`, a repository, or a folder.
         revision: commit of a repository, 40 hex digits; None for the others.
-        folder: where the weights lie; None for a repository and for a randomly initialised stand-in.
+        folder: where the weights lie; None for a repository.
         digest: hex SHA-256 that changes with the weights.
         description: for the first line of a report.
     """
@@ -84,12 +72,9 @@ class EncoderSpec:
 
     @classmethod
     def _standin(cls) -> Self:
-        if (STANDIN_DIR / "config.json").is_file():
-            digest = folder_digest(STANDIN_DIR)
-            return cls(STANDIN_NAME, None, STANDIN_DIR, digest, "stand-in (tiny SigLIP tower of this project, trained)")
-        digest = sha256_json({"name": STANDIN_NAME, "config": STANDIN_CONFIG, "seed": STANDIN_SEED})
-        size = f"{STANDIN_CONFIG['hidden_size']} wide, {STANDIN_CONFIG['num_hidden_layers']} layers"
-        return cls(STANDIN_NAME, None, None, digest, f"stand-in (random SigLIP tower, {size})")
+        digest = folder_digest(STANDIN_DIR)
+        description = "stand-in (tiny SigLIP tower, trained on renders of this task alone)"
+        return cls(STANDIN_NAME, None, STANDIN_DIR, digest, description)
 
     @classmethod
     def _local(cls, folder: Path) -> Self:

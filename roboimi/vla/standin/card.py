@@ -33,12 +33,12 @@ nothing else.
 
 - Class: `transformers.SiglipVisionModel` with its pooling head; `pooler_output` is {width} wide. Input: 256 x 256 RGB,
   `(x / 255 - 0.5) / 0.5`; patches of {patch} pixels, {layers} layers, {heads} attention heads.
-- Data: {scenes} scenes of {views} views ({cameras}), rendered by the task's environment
-  and resized as for a policy. In {teleported:.0%} of them the cube is teleported to a random pose, independent of the
-  arms; the others are frames of noisy expert episodes.
-- Training: supervised, {steps} steps of {batch} scenes, AdamW, {seconds:.0f} s on {threads} thread(s), rendering not
-  included. Losses: the cube's position from linear heads on `pooler_output` (each view; all views), and on the patch
-  tokens; the heads are not kept.
+- Data: {scenes} scenes of {views} views ({cameras}), rendered by the task's environment and
+  resized as for a policy. In {teleported:.0%} of them the cube is teleported to a random pose, independent of the arms;
+  the others are frames of noisy expert episodes.
+- Training: supervised, {steps} steps of {batch} scenes, AdamW, {seconds:.0f} s of wall time on {threads} thread(s),
+  rendering not included. Losses: the cube's position from linear heads on `pooler_output` (each view; all views), and
+  on the patch tokens; the heads are not kept.
 - Command: `{command}`
 - Seed: {seed}. The same command on the same machine gives the same bytes.
 - `{weights}`: {megabytes:.2f} MB, float32, SHA-256 `{digest}`.
@@ -47,11 +47,16 @@ nothing else.
 
 ## What it sees
 
-Ridge regression from the frozen `pooler_output` to the cube's position, {probe_scenes} unseen scenes, a
-quarter of them held out. Single views count only the scenes in which that view sees the cube. "Chance" always answers
-the mean.
+Ridge regression from the frozen `pooler_output` to the cube's position, {probe_scenes} unseen scenes, a quarter
+of them held out. Single views count only the scenes in which that view sees the cube. "Chance" always answers the mean.
 
 {table}
+
+## What it is not good for
+
+Nearly all of what its feature says is the cube's position, which fits into any projection. So it shows that a pipeline
+is sound and that a policy learns to act on what it sees; it cannot tell how wide a projection SigLIP2 needs. The probe
+above holds for these cameras, this lighting and this cube: where one of them changes, train it again.
 """
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from roboimi.vla.data.atomic import TEMPORARY_PREFIX
-from roboimi.vla.data.manifest import MANIFEST_NAME, DatasetRef
+from roboimi.vla.data.manifest import MANIFEST_NAME, RECIPE_NAME, DatasetRef
 from roboimi.vla.data.validate.check import Limits, Problem, Stage, check
 
 VALIDATION_NAME = "VALIDATION.json"
 FINDINGS_NAME = "findings.jsonl"
-OWN_FILES = frozenset({MANIFEST_NAME, VALIDATION_NAME, FINDINGS_NAME})
+OWN_FILES = frozenset({MANIFEST_NAME, VALIDATION_NAME, FINDINGS_NAME, RECIPE_NAME})
 
 _EPISODE_SUFFIXES = {".hdf5", ".h5"}
 
