@@ -18,7 +18,7 @@ from roboimi.vla.models.encoder import random_vision_model
 from tests.conftest import make_tiny_dataset
 
 SHARED = ["head=small", "head.n_layer=1", "train.steps=3", "train.batch_size=2", "train.warmup_steps=1"]
-SHARED += ["train.tracking=disabled", "train.threads=1"]
+SHARED += ["train.tracking=disabled", "train.threads=1", "+task.env_kwargs.time_limit_s=1"]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 

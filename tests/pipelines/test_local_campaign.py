@@ -38,6 +38,7 @@ ARMS = """
   overrides: [backbone=blind, train.steps=1000000, train.log_every=5]
 """
 TINY = ("head.n_layer=1", "train.batch_size=4", "train.warmup_steps=1", "train.tracking=disabled", "train.threads=1")
+TINY += ("+task.env_kwargs.time_limit_s=1",)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,9 @@ def test_the_command_writes_weights_that_load_and_a_card_that_fits(tmp_path, cap
     # A second run would overwrite: refused before any time is spent, and the weights stay.
     digest = sha256_file(out / "model.safetensors")
     assert main(arguments) == ConfigError.exit_code
-    assert "not an empty folder" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "not an empty folder" in said.err
+    assert "rendered" not in said.out
     assert sha256_file(out / "model.safetensors") == digest
 
 
