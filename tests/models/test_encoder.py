@@ -118,6 +118,11 @@ def test_the_standin_is_the_same_every_time_and_says_what_it_is():
     torch.testing.assert_close(torch.random.get_rng_state(), state, rtol=0, atol=0)
 
 
+def test_loading_a_folder_prints_nothing(capfd):
+    load_vision_model("standin")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_unreachable_hub_names_both_ways_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EncoderError, match=r"a local folder .* encoder=standin\.$"):

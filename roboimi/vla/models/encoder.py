@@ -4,8 +4,12 @@ SigLIP2's fixed-resolution checkpoints are of model type `siglip`, so their clas
 classes are for the variable-resolution checkpoints.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers.utils import logging
 
 from roboimi.errors import EncoderError
 from roboimi.vla.models.encoder_spec import STANDIN_NAME, EncoderSpec
@@ -47,7 +51,9 @@ def _from_pretrained(spec: EncoderSpec, dtype: torch.dtype | None) -> SiglipVisi
     if spec.revision is not None:
         options["revision"] = spec.revision
     try:
-        model, report = SiglipVisionModel.from_pretrained(source, output_loading_info=True, **options)
+        # A download deserves its bar; reading a file of ours does not.
+        with _no_progress_bar() if spec.folder is not None else contextlib.nullcontext():
+            model, report = SiglipVisionModel.from_pretrained(source, output_loading_info=True, **options)
     except OSError as error:
         if spec.folder is not None:
             raise EncoderError(f"The encoder in {spec.folder} cannot be read: {_first_line(error)}") from error
@@ -67,6 +73,17 @@ def _from_pretrained(spec: EncoderSpec, dtype: torch.dtype | None) -> SiglipVisi
     if not model.config.vision_use_head:
         raise EncoderError(f"The tower {source} has no pooling head, so no pooler_output: choose another encoder.")
     return model
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
