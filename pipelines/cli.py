@@ -1,20 +1,18 @@
 """The command line of campaigns: `python -m pipelines run`, `python -m pipelines compile`."""
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipelines.profiles import load_profile, profile_names
-from roboimi.errors import RoboimiError
+from roboimi.command_line import run_command
 
 EPILOG = """\
 examples:
   python -m pipelines run                                     record demonstrations, then run the default campaign
   python -m pipelines run --dataset ~/episodes                the same with your own episodes
-  python -m pipelines run --only projection-96 --steps 500       one arm, briefly
+  python -m pipelines run --only projection-96 --steps 500    one arm, briefly
   python -m pipelines run --set train.learning_rate=3e-4      a setting of every arm
   python -m pipelines compile --profile cluster -o campaign.yaml
 
@@ -25,16 +23,7 @@ recognised by their content.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what is wrong is printed as one sentence, and the exit code says which kind it is."""
-    options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return options.command(options)
-    except RoboimiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here.", file=sys.stderr)
-        return 130
+    return run_command(build_parser(), arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

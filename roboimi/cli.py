@@ -5,13 +5,12 @@ Training, rollouts and campaigns have commands of their own: `python -m roboimi.
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from roboimi.errors import RoboimiError
+from roboimi.command_line import run_command
 
 EPILOG = """\
 examples:
@@ -23,16 +22,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what is wrong is printed as one sentence, and the exit code says which kind it is."""
-    options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return options.command(options)
-    except RoboimiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run_command(build_parser(), arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -155,7 +155,7 @@ def _rate(path: Path, file: h5py.File, default_fps: int | None) -> tuple[int, st
         return round(1 / median), "timestamps"
     if default_fps is None:
         raise ConfigError(
-            f"Episode {path} has neither the attribute fps nor timestamps: set the attribute (frames a second) in the "
-            "episodes."
+            f"Episode {path} has neither the attribute fps nor timestamps: say the rate with "
+            f"`roboimi dataset import {path.parent} --fps HZ`."
         )
     return default_fps, "default"
