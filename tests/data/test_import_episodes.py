@@ -73,7 +73,7 @@ def test_the_rate_comes_from_the_attribute_then_from_timestamps(tmp_path):
 
 
 def test_an_unknown_rate_is_asked_for(folder):
-    with pytest.raises(ConfigError, match="set the attribute"):
+    with pytest.raises(ConfigError, match="--fps HZ"):
         ingest(folder)
     assert not (folder / MANIFEST_NAME).exists()
 
