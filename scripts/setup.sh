@@ -66,10 +66,10 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
   echo "$stamp" > .venv/installed
 fi
 
-if [ $oracle = yes ] && [ ! -e .venv/oracle ]; then
+if [ $oracle = yes ] && [ "$(cat .venv/oracle 2>/dev/null)" != "$stamp" ]; then
   if .venv/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then
     .venv/bin/uv pip install -q --python .venv/bin/python --require-hashes -r requirements/oracle.lock
-    touch .venv/oracle
+    echo "$stamp" > .venv/oracle
   else
     echo "note: gym_aloha's simulation needs Python below 3.13, so the parity test will be skipped"
   fi
