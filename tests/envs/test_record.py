@@ -30,9 +30,12 @@ from roboimi.vla.data.validate.validate import validate_dataset
 # One small camera: what is tested here does not depend on the number of pixels.
 SMALL = {"cameras": ("front",), "frame_size": (48, 48), "image_size": (32, 32)}
 RECORD_IN_A_PROCESS = """
+import signal
 import sys
 from roboimi.envs.record import record
 if __name__ == "__main__":
+    # As under a terminal; a shell's background jobs, these tests' own perhaps, are started with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     record(sys.argv[1], episodes=4, workers=2, cameras=("front",), frame_size=(48, 48), image_size=(32, 32))
 """
 
