@@ -22,6 +22,7 @@ from typing import Any
 from roboimi.errors import DataError, Interrupted, RoboimiError
 from roboimi.storage.launch_record import CAMPAIGN, fail, launch_record, record_key
 from roboimi.storage.store import Store, open_store
+from roboimi.vla.data.atomic import write_json_atomically
 
 PARENT_VARIABLE = "ROBOIMI_PARENT_PID"
 """Environment variable: the process whose death ends this step (a local campaign's worker)."""
@@ -167,9 +168,7 @@ def write_pointer(path: str | Path, uri: str, digest: str, **fields: Any) -> Non
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"uri": uri, "digest": digest, **fields}, sort_keys=True) + "\n")
-    temporary.replace(target)
+    write_json_atomically(target, {"uri": uri, "digest": digest, **fields})
 
 
 def read_pointer(path: str | Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Hydra ends here: library code sees plain dicts and frozen dataclasses, never a D
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from roboimi.errors import ConfigError
@@ -265,8 +265,3 @@ def _frozen(kind: type, values: Mapping[str, Any], group: str) -> Any:
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise ConfigError(f"{sentence}: change it in the configuration or by an override.")
-
-
-def as_plain(config: Any) -> dict[str, Any]:
-    """A frozen settings object as a plain dict, for records."""
-    return asdict(config)
