@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any
 
 from roboimi.errors import DataError, Interrupted, RoboimiError
+from roboimi.storage.atomic import write_json_atomically
 from roboimi.storage.launch_record import CAMPAIGN, fail, launch_record, record_key
 from roboimi.storage.store import Store, open_store
-from roboimi.vla.data.atomic import write_json_atomically
 
 PARENT_VARIABLE = "ROBOIMI_PARENT_PID"
 """Environment variable: the process whose death ends this step (a local campaign's worker)."""

@@ -13,7 +13,7 @@ from typing import Any
 from roboimi.envs import scene
 from roboimi.envs.transfer_cube import DEFAULT_CAMERAS
 from roboimi.errors import ConfigError, DataError
-from roboimi.vla.data.atomic import write_json_atomically
+from roboimi.storage.atomic import write_json_atomically
 from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.manifest import MANIFEST_NAME, RECIPE_NAME
 

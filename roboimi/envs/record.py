@@ -37,7 +37,7 @@ from roboimi.errors import (
     StoreError,
 )
 from roboimi.progress import Progress
-from roboimi.vla.data.atomic import TEMPORARY_PREFIX
+from roboimi.storage.atomic import TEMPORARY_PREFIX
 from roboimi.vla.data.episode import image_name, write_episode
 from roboimi.vla.data.manifest import (
     MANIFEST_NAME,

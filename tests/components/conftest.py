@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from roboimi.storage.store import FolderStore, open_store
+from roboimi.storage.folder_store import FolderStore
+from roboimi.storage.store import open_store
 
 Artifact = type[dsl.Artifact]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from roboimi.errors import DataError, DiskFullError, StoreError
-from roboimi.vla.data.atomic import TEMPORARY_PREFIX, atomic_path
+from roboimi.storage.atomic import TEMPORARY_PREFIX, atomic_path
 from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.episode import EpisodeFile, write_episode
 from roboimi.vla.data.hdf5 import open_file, walk
@@ -116,7 +116,7 @@ def test_a_writer_killed_in_the_middle_leaves_no_episode(tmp_path):
 import os, signal, sys
 from pathlib import Path
 import h5py
-from roboimi.vla.data.atomic import atomic_path
+from roboimi.storage.atomic import atomic_path
 with atomic_path(Path({str(tmp_path / "episode_000000.hdf5")!r})) as temporary:
     h5py.File(temporary, "w").create_dataset("action", data=[1.0])
     os.kill(os.getpid(), signal.SIGKILL)

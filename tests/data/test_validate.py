@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from roboimi.errors import DataError
-from roboimi.vla.data.atomic import TEMPORARY_PREFIX
+from roboimi.storage.atomic import TEMPORARY_PREFIX
 from roboimi.vla.data.manifest import MANIFEST_NAME, describe_episode, resolve_dataset
 from roboimi.vla.data.statistics import compute_statistics
 from roboimi.vla.data.validate.check import EpisodeView, Limits, Problem, Stage, check

@@ -87,3 +87,53 @@ def test_documents_are_readable_by_other_users_of_the_store(tmp_path):
     open_store(tmp_path).write_json("a.json", {})
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
     assert json.loads((tmp_path / "a.json").read_text()) == {}
+
+
+def test_a_document_is_replaced_only_by_who_knows_its_version(tmp_path):
+    store = open_store(tmp_path)
+    first = store.create("t/a/LATEST.json", {"epoch": 1})
+    assert store.create("t/a/LATEST.json", {"epoch": 9}) is None
+    assert store.read_versioned("t/a/LATEST.json") == first
+    second = store.replace("t/a/LATEST.json", {"epoch": 2}, first.version)
+    assert store.replace("t/a/LATEST.json", {"epoch": 3}, first.version) is None
+    assert store.read_versioned("t/a/LATEST.json") == second
+    assert store.replace("t/b/LATEST.json", {}, first.version) is None
+    assert store.list("t/a") == ["LATEST.json"]
+
+
+def test_no_increment_is_lost_between_processes(tmp_path):
+    program = """
+import sys
+from roboimi.storage.store import open_store
+store = open_store(sys.argv[1])
+for _ in range(25):
+    while True:
+        now = store.read_versioned("t/COUNT.json")
+        if store.replace("t/COUNT.json", {"count": now.document["count"] + 1}, now.version):
+            break
+"""
+    open_store(tmp_path).create("t/COUNT.json", {"count": 0})
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(4)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0, 0]
+    assert open_store(tmp_path).read_json("t/COUNT.json") == {"count": 100}
+
+
+def test_a_file_is_put_whole_and_a_prefix_removed(tmp_path):
+    store = open_store(tmp_path / "store")
+    (tmp_path / "report.html").write_text("<p>1</p>")
+    store.put("campaigns/j/report.html", tmp_path / "report.html")
+    assert (store.fetch("campaigns/j") / "report.html").read_text() == "<p>1</p>"
+    store.write_json("campaigns/j/DONE.json", {})
+    store.remove("campaigns/j", "DONE.json")
+    store.remove("campaigns/j", "DONE.json")
+    assert store.list("campaigns") == []
+
+
+def test_a_removal_begins_with_the_commit(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    store.folder("c/a").joinpath("model.safetensors").write_bytes(b"x")
+    store.publish("c/a", "MANIFEST.json", {})
+    monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        store.remove("c/a", "MANIFEST.json")
+    assert store.list("c/a") == ["model.safetensors"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from roboimi.storage.store import FolderStore, open_store
+from roboimi.storage.folder_store import FolderStore
+from roboimi.storage.store import open_store
 from roboimi.vla.config import TrainRun
 from roboimi.vla.data.manifest import DatasetRef
 from roboimi.vla.training.device import cpu_threads

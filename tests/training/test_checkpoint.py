@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from roboimi.errors import CheckpointError, DiskFullError, StoreError
-from roboimi.storage.store import FolderStore, open_store
+from roboimi.storage.folder_store import FolderStore
+from roboimi.storage.store import open_store
 from roboimi.vla.training.checkpoint import FILES, LATEST, MANIFEST, Checkpoints, restore, take_snapshot
 from roboimi.vla.training.ema import EMA
 from roboimi.vla.training.optim import make_optimizer

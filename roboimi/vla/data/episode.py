@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from roboimi.errors import DataError
-from roboimi.vla.data.atomic import atomic_path
+from roboimi.storage.atomic import atomic_path
 from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.hdf5 import first_line, get_dataset, open_file
 

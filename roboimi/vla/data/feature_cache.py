@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from roboimi.errors import DataError
+from roboimi.storage.atomic import atomic_path, write_json_atomically
 from roboimi.storage.keys import PREFIX_LENGTH, sha256_file, sha256_json
 from roboimi.storage.store import Store
-from roboimi.vla.data.atomic import atomic_path, write_json_atomically
 from roboimi.vla.data.manifest import EpisodeEntry
 
 SCHEMA = "roboimi.features/1"

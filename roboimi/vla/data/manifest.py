@@ -22,8 +22,8 @@ import h5py
 import numpy as np
 
 from roboimi.errors import DataError
+from roboimi.storage.atomic import write_json_atomically
 from roboimi.storage.keys import sha256_file, sha256_json
-from roboimi.vla.data.atomic import write_json_atomically
 from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.episode import ACTION
 from roboimi.vla.data.hdf5 import get_dataset, open_file, walk

@@ -25,6 +25,7 @@ from typing import Any, Self
 import numpy as np
 
 from roboimi.errors import DataError, HeldByAnotherError
+from roboimi.storage.atomic import atomic_path
 from roboimi.vla.rollouts.outcomes import FAILURE, SUCCESS, UNKNOWN, EpisodeOutcome
 
 EPISODES = "episodes.jsonl"
@@ -54,9 +55,8 @@ class EpisodeLog:
         wanted = set(seeds)
         kept = [line for line in read_episodes(folder) if line["seed"] in wanted and line["outcome"] != UNKNOWN]
         self.lines: dict[int, dict[str, Any]] = {line["seed"]: line for line in kept}
-        temporary = folder / f".writing-{EPISODES}"
-        temporary.write_text("".join(_as_line(line) for line in self.lines.values()))
-        os.replace(temporary, folder / EPISODES)
+        with atomic_path(folder / EPISODES) as temporary:
+            temporary.write_text("".join(_as_line(line) for line in self.lines.values()))
         self._file = open(folder / EPISODES, "a", buffering=1)  # noqa: SIM115 (lives as long as the log)
         self._actions = open(folder / ACTIONS, "ab")  # noqa: SIM115
 

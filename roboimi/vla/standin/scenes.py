@@ -31,8 +31,8 @@ from roboimi.envs.images import resize_frame
 from roboimi.envs.transfer_cube import DEFAULT_CAMERAS, TransferCubeEnv
 from roboimi.errors import ConfigError
 from roboimi.progress import Progress
+from roboimi.storage.atomic import write_json_atomically
 from roboimi.storage.keys import canonical_json, sha256_json
-from roboimi.vla.data.atomic import write_json_atomically
 
 IMAGE_SIZE = 256
 KINDS = ("home", "reaching", "floating", "true")

@@ -32,10 +32,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from roboimi.errors import CheckpointError, StoreError
+from roboimi.storage.atomic import writing
 from roboimi.storage.keys import sha256_file
 from roboimi.storage.store import Store
 from roboimi.vla.training.device import choose_device
-from roboimi.vla.training.disk import writing
 from roboimi.vla.training.ema import EMA
 from roboimi.vla.training.records import TRAINING
 from roboimi.vla.training.rng import capture_rng, restore_rng
@@ -146,7 +146,7 @@ class Checkpoints:
         name = f"{snapshot.step:08d}-{secrets.token_hex(4)}"
         folder = self._store.folder(self.prefix(name))
         try:
-            with writing("a checkpoint", folder):
+            with writing(folder, "a checkpoint"):
                 _write_files(snapshot, folder)
                 files = {path.name: _file_entry(path) for path in sorted(folder.iterdir())}
                 manifest = {"schema": SCHEMA, "step": snapshot.step, "files": files}
@@ -154,7 +154,7 @@ class Checkpoints:
         except StoreError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        with writing("a checkpoint", folder):
+        with writing(folder, "a checkpoint"):
             self._store.write_json(f"{self._training}/{LATEST}", {"checkpoint": name, "step": snapshot.step})
             self._remove_old()
         return name
@@ -267,10 +267,7 @@ class Checkpoints:
         good = sorted((name for name in steps if steps[name] >= 0), key=lambda name: (steps[name], name))
         for name in filter(_NAME.fullmatch, self._store.list(f"{self._training}/checkpoints")):
             if name not in good[-self._keep :]:
-                folder = self._store.folder(self.prefix(name))
-                # The commit goes first, so that a removal cut short leaves an uncommitted folder, not a damaged one.
-                (folder / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(folder)
+                self._store.remove(self.prefix(name), MANIFEST)
 
 
 def load_policy(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from roboimi.vla.training.disk import writing
+from roboimi.storage.atomic import atomic_path, writing
 
 FILE = "metrics.jsonl"
 TIMINGS = ("data_s", "step_s", "samples_per_s", "seconds", "memory_mb", "gpu_memory_mb")
@@ -32,10 +32,9 @@ class MetricsLog:
     def __init__(self, path: Path, resumed_step: int):
         self._path = path
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
-        temporary = path.with_name(f".writing-{path.name}")
-        with writing("the metrics", path):
+        with atomic_path(path) as temporary:
             temporary.write_text("".join(map(_as_line, kept)))
-            os.replace(temporary, path)
+        with writing(path):
             self._file = open(path, "a", buffering=1)  # noqa: SIM115 (lives as long as the log)
         self._rollout_steps = {line["step"] for line in kept if line["kind"] == "rollout"}
 
@@ -46,7 +45,7 @@ class MetricsLog:
             The line as written: values that are not finite have become null.
         """
         line = {"kind": kind, "step": step} | {name: _finite(value) for name, value in values.items()}
-        with writing("a metrics line", self._path):
+        with writing(self._path):
             self._file.write(_as_line(line))
         if kind == "rollout":
             self._rollout_steps.add(step)
@@ -58,7 +57,7 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make all lines durable; called before a checkpoint is committed, so that no line it stands on can be lost."""
-        with writing("the metrics", self._path):
+        with writing(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

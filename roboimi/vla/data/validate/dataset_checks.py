@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from roboimi.vla.data.atomic import TEMPORARY_PREFIX
+from roboimi.storage.atomic import TEMPORARY_PREFIX
 from roboimi.vla.data.manifest import MANIFEST_NAME, RECIPE_NAME, DatasetRef
 from roboimi.vla.data.validate.check import Limits, Problem, Stage, check
 

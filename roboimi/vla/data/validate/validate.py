@@ -15,7 +15,7 @@ from typing import Any
 
 from roboimi.errors import DataError
 from roboimi.progress import Progress
-from roboimi.vla.data.atomic import atomic_path, write_json_atomically
+from roboimi.storage.atomic import atomic_path, write_json_atomically
 from roboimi.vla.data.manifest import DatasetRef
 from roboimi.vla.data.statistics import Statistics, compute_statistics
 from roboimi.vla.data.validate import dataset_checks, episode_checks
