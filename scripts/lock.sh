@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 compile=(.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes
   --no-emit-index-url --no-emit-find-links --no-header --no-annotate)
 "${compile[@]}" requirements/bootstrap.in -o requirements/bootstrap.lock >/dev/null
-extras=(--extra policy --extra tracking --extra pipelines --extra dev)
+extras=(--extra policy --extra lerobot --extra video --extra tracking --extra pipelines --extra dev)
 "${compile[@]}" "${extras[@]}" pyproject.toml -o requirements/all.lock >/dev/null
 # gym-aloha gives asset files only: its own requirements are those of its simulation, which the oracle lock holds.
 "${compile[@]}" --no-deps requirements/assets.in -o requirements/assets.lock >/dev/null
