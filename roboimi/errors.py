@@ -64,6 +64,32 @@ class DiskFullError(StoreError):
     failure_class = "disk-full"
 
 
+class StoreUnavailableError(StoreError):
+    """An object store that did not answer, or answered that it cannot now, until the patience was used up.
+
+    Whether a write that was under way took place is not known: doing the same write again finds out.
+    """
+
+    exit_code = 10
+    failure_class = "store-unavailable"
+
+
+class StoreAccessError(StoreError):
+    """An object store that answers and refuses: a wrong key, a missing bucket, no right to do this, a wrong clock."""
+
+    exit_code = 11
+    failure_class = "store-access"
+    retryable = False
+
+
+class StoreDamagedError(StoreError):
+    """Something in the store is not what was written there."""
+
+    exit_code = 14
+    failure_class = "store-damaged"
+    retryable = False
+
+
 class CheckpointError(RoboimiError):
     """Checkpoints exist but none can be read, or one belongs to another training."""
 
@@ -76,6 +102,21 @@ class HeldByAnotherError(RoboimiError):
 
     exit_code = 9
     failure_class = "held-by-another"
+    retryable = True
+
+
+class FencedError(RoboimiError):
+    """Another writer has taken this training over; what this one writes from now on counts for nothing."""
+
+    exit_code = 12
+    failure_class = "fenced"
+
+
+class HungError(RoboimiError):
+    """Something that takes moments has not ended for a long time: a data source, a device, a renderer."""
+
+    exit_code = 13
+    failure_class = "hung"
     retryable = True
 
 

@@ -10,6 +10,8 @@ from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.episode import write_episode
 from roboimi.vla.data.manifest import DatasetRef, resolve_dataset, split_episodes, write_manifest
 
+pytest_plugins = ["minio_server"]
+
 TINY_CAMERAS = ("top", "left", "right")
 
 

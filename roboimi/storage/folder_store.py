@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from roboimi.errors import StoreError
+from roboimi.errors import StoreDamagedError, StoreError
 from roboimi.storage.atomic import atomic_path, create_json, fsync, json_text, write_json_atomically, writing
 from roboimi.storage.store import Versioned, checked_prefix
 
@@ -88,7 +88,7 @@ class FolderStore:
         try:
             return Versioned(json.loads(content), _version(content))
         except ValueError as error:
-            raise StoreError(
+            raise StoreDamagedError(
                 f"{path} is not JSON ({error}): it is damaged; remove it to have it made again."
             ) from error
 

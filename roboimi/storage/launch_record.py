@@ -56,7 +56,7 @@ def launch_record(store: Store, job_id: str, arm: str, step: str, **fields: Any)
     try:
         yield record
     except BaseException as error:
-        record |= _failure(error)
+        record |= {"status": "failed", **failure_fields(error)}
         raise
     else:
         record["status"] = "succeeded"
@@ -97,18 +97,13 @@ def code_revision() -> str | None:
     return result.stdout.strip() or None
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
+def failure_fields(error: BaseException) -> dict[str, Any]:
+    """Class, whether running again can help, and the reason: what records say of a failure."""
     if isinstance(error, RoboimiError):
-        return {
-            "status": "failed",
-            "failure_class": error.failure_class,
-            "retryable": error.retryable,
-            "reason": str(error),
-        }
+        return {"failure_class": error.failure_class, "retryable": error.retryable, "reason": str(error)}
     reason = f"{type(error).__name__}: {error}"
     interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
     return {
-        "status": "failed",
         "failure_class": "interrupted" if interrupted else "crash",
         "retryable": True,
         "reason": reason.rstrip(": "),

@@ -101,19 +101,26 @@ def checked_prefix(prefix: str) -> str:
 
 
 def open_store(uri: str | Path) -> Store:
-    """Open the store at `uri`: a path, or `file://` and a path.
+    """Open the store at `uri`: a path, `file://` and a path, or `s3://bucket/prefix`.
 
     Raises:
         StoreError: the scheme is not supported, or the folder cannot be made or written.
+        StoreAccessError: the object store refuses, or the environment does not say how to reach it.
+        StoreUnavailableError: the object store does not answer.
     """
     from roboimi.storage.folder_store import FolderStore
 
     text = str(uri)
     scheme = urlparse(text).scheme
+    if scheme == "s3":
+        from roboimi.storage.s3_store import S3Store
+
+        return S3Store(text)
     if scheme == "file":
         return FolderStore(Path(urlparse(text).path))
     if scheme:
         raise StoreError(
-            f"Store {text!r} has the unsupported scheme {scheme!r}: give a folder, as in --store ./outputs/store."
+            f"A store has the unsupported scheme {scheme!r}: give a folder, as in --store ./outputs/store, or "
+            "s3://bucket/prefix."
         )
     return FolderStore(Path(text))
