@@ -73,7 +73,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     evaluation.add_argument("--eval-seed", metavar="SEED", type=int, help="seed of the first rollout")
 
     where = parser.add_argument_group("where")
-    where.add_argument("--store", metavar="PATH", help="where results live (default: outputs/store)")
+    where.add_argument("--store", metavar="PATH|s3://BUCKET/PREFIX", help="where results live (default: outputs/store)")
     where.add_argument("--outputs", metavar="PATH", type=Path, default=Path("outputs"), help="where logs go")
     where.add_argument(
         "--profile", choices=_local_profiles(), default="local", help="defaults to take (default: local)"

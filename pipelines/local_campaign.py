@@ -65,9 +65,10 @@ def run_campaign(options: LocalOptions) -> int:
     for arm in left_out:
         console.print(f"{arm.name} is left out: {ref.root} has no environment state.", highlight=False)
     checks.check_arms(arms, shared, ref, encoder)
-    checks.check_disk(Path(store.uri), ref, len(arms))
+    checks.check_disk(store.folder("campaigns"), ref, len(arms))
     arguments = campaign_arguments(options, defaults, arms, ref, encoder, store.uri)
-    console.print(f"data     {ref.root} ({len(ref.manifest.episodes)} episodes)", highlight=False, soft_wrap=True)
+    where = ref.source or ref.root
+    console.print(f"data     {where} ({len(ref.manifest.episodes)} episodes)", highlight=False, soft_wrap=True)
     console.print(f"encoder  {description}", highlight=False, soft_wrap=True)
     console.print(f"arms     {', '.join(arm.name for arm in arms)}", highlight=False, soft_wrap=True)
     console.print(f"renderer {renderer}", highlight=False, soft_wrap=True)

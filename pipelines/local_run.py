@@ -20,6 +20,7 @@ from rich.console import Console
 from pipelines.display import Display, Record, failure_sentence, read_records, was_killed
 from pipelines.local_request import LocalRequest
 from roboimi.campaign_step import LOG_VARIABLE, LOGS_VARIABLE
+from roboimi.errors import StoreUnavailableError
 from roboimi.progress import ENVIRONMENT_VARIABLE as PROGRESS_VARIABLE
 from roboimi.storage.store import Store, open_store
 
@@ -109,7 +110,9 @@ def _watch(request: Path, log: Path, scratch: Path, store: Store, job_id: str, c
         try:
             with Display(console, progress) as display:
                 while worker.poll() is None:
-                    display.show(read_records(store, job_id))
+                    # A store that is out of reach for a while is the steps' to bear; the display only waits.
+                    with contextlib.suppress(StoreUnavailableError):
+                        display.show(read_records(store, job_id))
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                 display.show(read_records(store, job_id))
         except _Stopped as stopped:
@@ -199,4 +202,4 @@ def _signals_as_exception() -> Iterator[None]:
 def _report(store: Store, job_id: str) -> Path | None:
     if "report.html" not in store.list(f"campaigns/{job_id}"):
         return None
-    return store.fetch(f"campaigns/{job_id}") / "report.html"
+    return store.fetch(f"campaigns/{job_id}", ["report.html"]) / "report.html"

@@ -36,7 +36,7 @@ def validate_dataset(
         ref = resolve_dataset(dataset)
         if dataset_digest and ref.digest != dataset_digest:
             raise DataError(f"Dataset {ref.root} has the digest {ref.digest}, not {dataset_digest}: submit it again.")
-        report = run_checks(ref)
+        report = run_checks(ref.bring())
         lines = [f"- {finding.sentence}" for finding in report.findings] or ["No findings."]
         Path(findings.path).write_text("\n".join(["# Dataset validation", "", *lines, ""]))
         facts = {"episodes": report.episodes, "frames": report.frames}

@@ -142,7 +142,7 @@ def _missing(steps: tuple[StepTime, ...], blocked: str) -> str:
 def _training_facts(store: Store, prefix: str) -> dict[str, Any]:
     if not prefix:
         return {}
-    lines = read_metrics(store.fetch(prefix) / METRICS)
+    lines = read_metrics(store.fetch(prefix, [METRICS]) / METRICS)
     record = store.read_json(f"{prefix}/TRAINING.json") or {}
     dataset = record.get("dataset") or {}
     return {

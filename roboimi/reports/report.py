@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,8 @@ from roboimi.storage.store import Store
 MOST_PICTURE_BYTES = 3_500_000
 """Of all filmstrips together, before base64, so that the page stays below 5 MB: the KFP UI holds it as one string."""
 
+REPORT = "report.html"
+
 ROLE_WORDS = {CONTROL: "control: told the scene", BLIND: "floor: sees nothing", CANDIDATE: ""}
 
 
@@ -41,14 +42,12 @@ def write_report(report: CampaignReport, store: Store) -> Path:
     """
     html = render_html(report)
     prefix = f"campaigns/{report.job_id}"
-    path = store.folder(prefix) / "report.html"
-    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(html)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / REPORT
+        page.write_text(html, encoding="utf-8")
+        store.put(f"{prefix}/{REPORT}", page)
     store.write_json(f"{prefix}/report.json", summary_document(report))
-    return path
+    return store.fetch(prefix, [REPORT]) / REPORT
 
 
 def render_html(report: CampaignReport) -> str:

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from roboimi.errors import StoreDamagedError, StoreError
 from roboimi.storage.atomic import atomic_path, create_json, fsync, json_text, write_json_atomically, writing
-from roboimi.storage.store import Versioned, checked_prefix
+from roboimi.storage.keys import sha256_file
+from roboimi.storage.store import Counter, Versioned, checked_prefix, ignore
 
 
 class FolderStore:
@@ -55,12 +56,31 @@ class FolderStore:
         """See `Store.committed`."""
         return self.read_json(f"{prefix}/{name}")
 
-    def fetch(self, prefix: str, names: Collection[str] | None = None) -> Path:
+    def fetch(self, prefix: str, names: Collection[str] | None = None, count: Counter = ignore) -> Path:
         """See `Store.fetch`; everything is here already, whatever the names."""
         path = self.root / checked_prefix(prefix)
         if not path.is_dir():
             raise StoreError(f"Store {self.uri} has nothing under {prefix}: run the step that makes it first.")
         return path
+
+    def send(self, files: Mapping[str, Path], digests: Mapping[str, str], count: Counter = ignore) -> None:
+        """See `Store.send`."""
+        for key, path in files.items():
+            target = self._place(key)
+            if not target.is_file() or sha256_file(target) != digests[key]:
+                with atomic_path(target) as temporary:
+                    shutil.copyfile(path, temporary)
+            count(target.stat().st_size)
+
+    def sha256(self, keys: Collection[str], count: Counter = ignore) -> dict[str, str]:
+        """See `Store.sha256`."""
+        found = {}
+        for key in keys:
+            path = self.root / checked_prefix(key)
+            if path.is_file():
+                found[key] = sha256_file(path)
+                count(path.stat().st_size)
+        return found
 
     def put(self, key: str, path: Path) -> None:
         """See `Store.put`."""

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +24,8 @@ from roboimi.storage.conditional import SHA256, ConditionalWriter, honours_condi
 from roboimi.storage.local_copies import LocalCopies, ObjectFacts
 from roboimi.storage.s3_client import S3Client
 from roboimi.storage.s3_endpoint import endpoint_from_environment
-from roboimi.storage.store import Versioned, checked_prefix
-from roboimi.storage.transfer import Counter, Transfers
+from roboimi.storage.store import Counter, Versioned, checked_prefix, ignore
+from roboimi.storage.transfer import Transfers
 
 PROBE = ".conditional-writes"
 """The object that tells whether the server honours conditions; hidden from listings."""
@@ -76,23 +76,23 @@ class S3Store:
     def publish(self, prefix: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
         """See `Store.publish`."""
         body = json_text(document)  # a document that is no JSON is found before anything is sent
-        self.upload(prefix)
+        self._send_spooled(prefix)
         key = f"{prefix}/{name}"
         if self._writer.write(self._key(key), body.encode(), None) is not None:
             return document
         return self.read_json(key)
 
-    def upload(self, prefix: str, *, count: Counter = lambda moved: None) -> None:
-        """Send the files of `folder(prefix)` that are not in the store yet, without committing them."""
+    def _send_spooled(self, prefix: str) -> None:
+        """Send the files of `folder(prefix)` that are not in the store yet."""
         files = {self._key(f"{prefix}/{name}"): path for name, path in self._copies.spooled(self._key(prefix)).items()}
-        for key, facts in self._transfers.upload(files, count=count).items():
+        for key, facts in self._transfers.upload(files).items():
             self._copies.adopt(key, files[key], facts)
 
     def committed(self, prefix: str, name: str) -> dict[str, Any] | None:
         """See `Store.committed`."""
         return self.read_json(f"{prefix}/{name}")
 
-    def fetch(self, prefix: str, names: Collection[str] | None = None, *, count: Counter = lambda moved: None) -> Path:
+    def fetch(self, prefix: str, names: Collection[str] | None = None, count: Counter = ignore) -> Path:
         """See `Store.fetch`. The folder may also hold what was fetched before."""
         root = self._key(prefix)
         if names is None:
@@ -105,6 +105,16 @@ class S3Store:
         folder = self._copies.fetched(root)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def send(self, files: Mapping[str, Path], digests: Mapping[str, str], count: Counter = ignore) -> None:
+        """See `Store.send`."""
+        named = {self._key(key): path for key, path in files.items()}
+        self._transfers.upload(named, digests={self._key(key): digests[key] for key in files}, count=count)
+
+    def sha256(self, keys: Collection[str], count: Counter = ignore) -> dict[str, str]:
+        """See `Store.sha256`."""
+        named = {self._key(key): key for key in keys}
+        return {named[key]: digest for key, digest in self._transfers.sha256(named, count=count).items()}
 
     def put(self, key: str, path: Path) -> None:
         """See `Store.put`."""

@@ -6,7 +6,7 @@ written again. Small documents that change (LATEST, leases) are replaced by comp
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,14 @@ from urllib.parse import urlparse
 
 from roboimi.errors import StoreError
 
+Counter = Callable[[int], None]
+"""Called with the number of bytes that a piece of a transfer has moved; from several threads."""
+
 _SEGMENT = re.compile(r"[A-Za-z0-9._=-]{1,100}")
+
+
+def ignore(moved: int) -> None:
+    """The `Counter` of who does not want to know."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,23 @@ class Store(Protocol):
     def committed(self, prefix: str, name: str) -> dict[str, Any] | None:
         """The document that committed `prefix`, or None."""
 
-    def fetch(self, prefix: str, names: Collection[str] | None = None) -> Path:
-        """A local folder that holds the files of a committed `prefix`: those of `names`, or all."""
+    def fetch(self, prefix: str, names: Collection[str] | None = None, count: Counter = ignore) -> Path:
+        """A local folder that holds the files of a committed `prefix`: those of `names` that are there, or all.
+
+        It is for reading; in an object store's case it is a copy.
+        """
+
+    def send(self, files: Mapping[str, Path], digests: Mapping[str, str], count: Counter = ignore) -> None:
+        """Bring files into the store that are never written again, several at a time; what is there is not sent again.
+
+        Args:
+            files: key -> file.
+            digests: key -> hex SHA-256 of the file, which is believed.
+            count: told of every byte that is done.
+        """
+
+    def sha256(self, keys: Collection[str], count: Counter = ignore) -> dict[str, str]:
+        """Hex SHA-256 of what the store gives now for each key, read anew; keys without a file are left out."""
 
     def put(self, key: str, path: Path) -> None:
         """Write or replace a file that is no JSON document, such as a report or metrics, atomically."""

@@ -22,6 +22,7 @@ from roboimi.storage.conditional import SHA256
 from roboimi.storage.keys import sha256_file
 from roboimi.storage.local_copies import LocalCopies, ObjectFacts
 from roboimi.storage.s3_client import S3Client
+from roboimi.storage.store import Counter, ignore
 
 PART_BYTES = 16 << 20
 """Size of a part; larger for files that would need more than 10,000 of them."""
@@ -32,9 +33,6 @@ _CHUNK_BYTES = 1 << 20
 
 T = TypeVar("T")
 
-Counter = Callable[[int], None]
-"""Called with the number of bytes that a piece of a transfer has moved; from several threads."""
-
 
 class Transfers:
     """Moves files between this machine and one bucket."""
@@ -43,23 +41,33 @@ class Transfers:
         self._client, self._copies = client, copies
 
     def upload(
-        self, files: Mapping[str, Path], *, again: bool = False, count: Counter = lambda moved: None
+        self,
+        files: Mapping[str, Path],
+        *,
+        digests: Mapping[str, str] | None = None,
+        again: bool = False,
+        count: Counter = ignore,
     ) -> dict[str, ObjectFacts]:
         """Bring files into the bucket.
 
         Args:
             files: key -> file.
+            digests: key -> SHA-256, where it is known and files do not change.
             again: also those that are there already with the same size and SHA-256.
             count: told of every byte, also of those that were there.
 
         Returns:
             key -> what lies there now.
         """
+        known = digests or {}
         with _Workers() as workers:
-            started = {key: workers.file(self._upload, key, path, again, count, workers) for key, path in files.items()}
+            started = {
+                key: workers.file(self._upload, key, path, known.get(key), again, count, workers)
+                for key, path in files.items()
+            }
             return {key: workers.result(future) for key, future in started.items()}
 
-    def download(self, objects: Mapping[str, ObjectFacts], *, count: Counter = lambda moved: None) -> None:
+    def download(self, objects: Mapping[str, ObjectFacts], *, count: Counter = ignore) -> None:
         """Make `LocalCopies.fetched` hold these objects; those that it holds already are not read again.
 
         Raises:
@@ -69,12 +77,35 @@ class Transfers:
             for future in [workers.file(self._download, key, objects[key], count, workers) for key in objects]:
                 workers.result(future)
 
+    def sha256(self, keys: Iterable[str], *, count: Counter = ignore) -> dict[str, str]:
+        """Read objects to their ends, keeping nothing; gives the hash of each that is there."""
+        with _Workers() as workers:
+            started = {key: workers.file(self._sha256, key, count) for key in keys}
+            found = {key: workers.result(future) for key, future in started.items()}
+        return {key: digest for key, digest in found.items() if digest is not None}
+
     def facts(self, keys: Iterable[str]) -> dict[str, ObjectFacts]:
         """What lies under these keys; keys under which nothing lies are left out."""
         with _Workers() as workers:
             started = {key: workers.file(self._facts, key) for key in keys}
             found = {key: workers.result(future) for key, future in started.items()}
         return {key: facts for key, facts in found.items() if facts is not None}
+
+    def _sha256(self, key: str, count: Counter) -> str | None:
+        def read(minio: Minio) -> tuple[str, int]:
+            digest, size = hashlib.sha256(), 0
+            with _released(minio.get_object(self._client.bucket, key)) as response:
+                for chunk in response.stream(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    size += len(chunk)
+            return digest.hexdigest(), size
+
+        try:
+            digest, size = self._client.call(f"reading {key}", read)
+        except S3Error:
+            return None
+        count(size)
+        return digest
 
     def _facts(self, key: str) -> ObjectFacts | None:
         try:
@@ -83,14 +114,20 @@ class Transfers:
             return None
         return ObjectFacts(found.etag, found.size, found.metadata.get(SHA256, ""))
 
-    def _upload(self, key: str, path: Path, again: bool, count: Counter, workers: "_Workers") -> ObjectFacts:
+    def _upload(
+        self, key: str, path: Path, digest: str | None, again: bool, count: Counter, workers: "_Workers"
+    ) -> ObjectFacts:
         size = path.stat().st_size
+        there = self._facts(key) if digest and not again else None
+        if there and (there.bytes, there.sha256) == (size, digest):
+            count(size)
+            return there
         if size <= PART_BYTES:
             # Read once: a file that somebody appends to meanwhile is hashed and sent as it was at one moment.
             body = path.read_bytes()
             digest, size = hashlib.sha256(body).hexdigest(), len(body)
         else:
-            body, digest = None, sha256_file(path)
+            body, digest = None, digest or sha256_file(path)
         there = None if again else self._facts(key)
         if there and (there.bytes, there.sha256) == (size, digest):
             count(size)

@@ -15,6 +15,7 @@ import numpy as np
 from roboimi.errors import ConfigError, DataError, EncoderError
 from roboimi.progress import Progress
 from roboimi.storage.store import Store
+from roboimi.storage.unfinished import unfinished_folder
 from roboimi.vla.data.feature_cache import (
     COMMIT_NAME,
     DTYPE,
@@ -88,16 +89,21 @@ def encode_features(
     cache = committed_cache(store, ref.digest, spec.digest)
     if cache is not None:
         return Encoded(prefix, cache.document, encoded_episodes=0, recognised=True)
-    folder = store.folder(prefix)
+    folder = unfinished_folder(store, prefix)
     missing = [entry for entry in ref.manifest.episodes[index::count] if stored_episode(folder, entry) is None]
+    ref.bring(missing)
     tower = _Tower(spec, ref, batch_size, device)
     with Progress.start("encode", total=sum(entry.frames for entry in missing)) as progress:
         done = 0
         for entry in missing:
             progress.update(done, note=entry.file)
-            store_episode(folder, entry, tower.encode_episode(entry))
+            stored = store_episode(folder, entry, tower.encode_episode(entry))
+            for file in (stored.file, stored.note):  # what other shards, or a later attempt elsewhere, go on from
+                store.put(f"{prefix}/{file}", folder / file)
             done += entry.frames
             progress.update(done, note=entry.file)
+    if count > 1:
+        folder = unfinished_folder(store, prefix)
     stored = [stored_episode(folder, entry) for entry in ref.manifest.episodes]
     if not all(stored):
         return Encoded(prefix, None, len(missing), recognised=False)

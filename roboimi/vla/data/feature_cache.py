@@ -46,6 +46,11 @@ class StoredEpisode:
     sha256: str
     shape: tuple[int, int, int]
 
+    @property
+    def note(self) -> str:
+        """Name of the file that vouches for it."""
+        return f"{Path(self.file).stem}.json"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {**dataclasses.asdict(self), "shape": list(self.shape)}
@@ -82,7 +87,7 @@ def store_episode(folder: Path, entry: EpisodeEntry, features: np.ndarray) -> St
     with atomic_path(folder / f"{stem}.npy") as temporary:
         temporary.write_bytes(buffer.getbuffer())
     stored = StoredEpisode(entry.file, f"{stem}.npy", sha256_file(folder / f"{stem}.npy"), halves.shape)
-    write_json_atomically(folder / f"{stem}.json", stored.to_dict())
+    write_json_atomically(folder / stored.note, stored.to_dict())
     return stored
 
 

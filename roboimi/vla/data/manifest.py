@@ -120,11 +120,19 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetRef:
-    """A dataset that was found: its folder, its manifest and the manifest's digest."""
+    """A dataset that was found.
+
+    Attributes:
+        root: its folder. Of a dataset in a store it is a folder of this machine, into which `bring` brings episodes.
+        manifest: what it holds.
+        digest: of the manifest.
+        source: the store's URI, or None.
+    """
 
     root: Path
     manifest: Manifest
     digest: str
+    source: str | None = None
 
     @property
     def contract(self) -> DatasetContract:
@@ -133,12 +141,28 @@ class DatasetRef:
 
     @property
     def text(self) -> str:
-        """`PATH@sha256:<digest>`, which `resolve_dataset` takes back."""
-        return f"{self.root}{_DIGEST_MARK}{self.digest}"
+        """`PATH@sha256:<digest>` or `URI@sha256:<digest>`, which `resolve_dataset` takes back."""
+        return f"{self.source or self.root}{_DIGEST_MARK}{self.digest}"
 
     def path(self, entry: EpisodeEntry) -> Path:
-        """Where an episode lies."""
+        """Where an episode lies, once it was brought."""
         return self.root / entry.file
+
+    def bring(self, entries: Sequence[EpisodeEntry] | None = None) -> Self:
+        """Make sure that these episodes, or all, are on this machine; those of a store are fetched and verified.
+
+        Returns:
+            The reference itself.
+
+        Raises:
+            DataError: an episode in the store is missing, or is not what the manifest says.
+            StoreError: the store cannot be read.
+        """
+        if self.source is not None:
+            from roboimi.vla.data.dataset_store import bring_episodes
+
+            bring_episodes(self, self.manifest.episodes if entries is None else entries)
+        return self
 
 
 def is_episode_name(name: str) -> bool:
@@ -250,10 +274,13 @@ def write_manifest(
 
 
 def resolve_dataset(text: str | Path) -> DatasetRef:
-    """Find the dataset at `PATH` or `PATH@sha256:<64 hex digits>`.
+    """Find the dataset at `PATH`, `PATH@sha256:<64 hex digits>`, or, in a store, `URI@sha256:<64 hex digits>`.
+
+    Of a dataset in a store only the manifest is read; see `DatasetRef.bring`.
 
     Raises:
         DataError: the folder or its manifest is not there, or the manifest has another digest than the text asks for.
+        StoreError: the store cannot be read.
     """
     text = str(text)
     folder, mark, wanted = text.rpartition(_DIGEST_MARK)
@@ -261,6 +288,10 @@ def resolve_dataset(text: str | Path) -> DatasetRef:
         folder = text
     elif not _SHA256.fullmatch(wanted):
         raise DataError(f"Dataset {text!r} has a digest that is not 64 hex digits: copy the reference whole.")
+    if "://" in folder:
+        from roboimi.vla.data.dataset_store import find_pushed
+
+        return find_pushed(folder, wanted if mark else "")
     root = Path(folder).expanduser().absolute()
     manifest = read_manifest(root)
     digest = manifest.digest

@@ -90,6 +90,7 @@ class SimpleRobotDataset:
         if (vision == "features") != (features is not None):
             raise ConfigError("A feature cache and vision='features' go together: give both or neither.")
         self.contract = ref.contract
+        self._ref, self._whole_split = ref, split is not None
         self.entries = ref.manifest.entries(split)
         self.index = WindowIndex([entry.frames for entry in self.entries])
         self.obs_horizon, self.pred_horizon = obs_horizon, pred_horizon
@@ -148,6 +149,9 @@ class SimpleRobotDataset:
         if episode not in self._open:
             while len(self._open) >= MAX_OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
+            # A split is read whole sooner or later, and comes faster at once; of all episodes a shard needs only some.
+            self._ref.bring(self.entries if self._whole_split else [self.entries[episode]])
+            self._whole_split = False
             self._open[episode] = EpisodeFile(self._paths[episode], self.contract)
         self._open.move_to_end(episode)
         return self._open[episode]

@@ -72,6 +72,6 @@ def compute_statistics(ref: DatasetRef) -> Statistics:
 
 
 def _train_arrays(ref: DatasetRef) -> Iterator[tuple[str, LowDimArrays]]:
-    for entry in ref.manifest.entries("train"):
+    for entry in ref.bring(ref.manifest.entries("train")).manifest.entries("train"):
         with EpisodeFile(ref.path(entry), ref.contract) as episode:
             yield entry.file, LowDimArrays(episode, entry)
