@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from roboimi.checkpoints_command import add_checkpoints_commands
 from roboimi.command_line import run_command
+from roboimi.vla.data import dataset_commands, exchange_commands
 
 EPILOG = """\
 examples:
   roboimi record datasets/transfer_cube --episodes 100
-  roboimi dataset import ~/episodes
+  roboimi import act ~/episodes
   roboimi validate datasets/transfer_cube
 """
 
@@ -48,14 +50,22 @@ def build_parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check every episode of a dataset")
     validate.add_argument("dataset", metavar="PATH[@sha256:DIGEST]")
     validate.add_argument("--again", action="store_true", help="also when the same files were validated before")
+    validate.add_argument("--contract", type=Path, metavar="YAML", help="what the dataset and its robot must be")
+    validate.add_argument("--workers", type=int, metavar="N", help="processes that read episodes (default: cores)")
+    validate.add_argument("--repack", type=Path, metavar="OUT", help="write a clean copy of a sound dataset to OUT")
+    validate.add_argument("--fix", action="store_true", help=argparse.SUPPRESS)
     validate.set_defaults(command=_validate)
 
+    exchange_commands.register(commands)
+
     dataset = commands.add_parser("dataset", help="manage datasets").add_subparsers(required=True, metavar="COMMAND")
+    dataset_commands.register(dataset)
     importer = dataset.add_parser("import", help="give a folder of ACT-style episodes a manifest")
     importer.add_argument("folder", type=Path, metavar="FOLDER")
     importer.add_argument("--cameras", nargs="+", metavar="NAME", help="in the order of the view axis")
     importer.add_argument("--fps", type=int, metavar="HZ", help="the rate, where the episodes do not tell it")
     importer.set_defaults(command=_import)
+    add_checkpoints_commands(commands)
     return parser
 
 
@@ -68,26 +78,9 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
+    from roboimi.vla.data.validate.command import validate_command
 
-    from roboimi.vla.data.manifest import resolve_dataset
-    from roboimi.vla.data.validate.validate import validate_dataset
-
-    report = validate_dataset(resolve_dataset(options.dataset), again=options.again)
-    console = Console()
-    if report.findings:
-        table = Table("code", "severity", "episode", "what is wrong", "what to do", show_lines=True)
-        for finding in report.findings:
-            table.add_row(finding.code, finding.severity, finding.episode or "", finding.what, finding.what_to_do)
-        console.print(table)
-    verdict = "passed" if report.passed else "FAILED"
-    counts = f"{len(report.errors)} errors, {len(report.warnings)} warnings"
-    console.print(
-        f"{verdict}: {report.episodes} episodes, {report.frames} frames, {counts}", highlight=False, soft_wrap=True
-    )
-    console.print(f"{report.dataset}", highlight=False, soft_wrap=True)
-    return 0 if report.passed else 1
+    return validate_command(options)
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -7,6 +7,9 @@ from typing import Any, Self
 
 from roboimi.errors import DataError
 
+STORED_IMAGE_SIZE = (256, 256)
+"""(height, width) that datasets are recorded and imported at: what the encoder takes."""
+
 _CAMERA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 

@@ -12,8 +12,9 @@ Every array carries a fletcher32 checksum, so that damaged bytes are an error in
 """
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -70,23 +71,76 @@ def write_episode(
         StoreError: the folder cannot be written.
     """
     path = Path(path)
-    frames = _checked_frames(path, arrays, contract)
+    _checked_frames(path, arrays, contract)
     with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
         file.attrs["sim"] = True
         for name, value in {**attrs, "fps": contract.fps}.items():
             file.attrs[name] = value
         for name, array in arrays.items():
-            image = name.startswith(f"{IMAGES}/")
-            file.create_dataset(
-                name,
-                data=np.asarray(array, dtype=_stored_dtype(name)),
-                chunks=(1, *contract.image_shape) if image else (frames, *np.shape(array)[1:]),
-                fletcher32=True,
-                # Rendered frames shrink to a seventeenth and are read in a quarter of a millisecond. Not lzf: it is
-                # slower to read, and its output depends on uninitialised memory: equal arrays, unequal digests.
-                compression="gzip" if image else None,
-                compression_opts=1 if image else None,
+            rows = np.asarray(array, dtype=_stored_dtype(name))
+            file.create_dataset(name, data=rows, **_storage(name, rows.shape))
+
+
+def write_episode_frames(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    frames: Iterable[Mapping[str, np.ndarray]],
+    contract: DatasetContract,
+    attrs: Mapping[str, Any],
+) -> None:
+    """Write one episode whose images come one frame at a time, so that no more than one is ever in memory.
+
+    Args:
+        path: where; an episode already there is replaced.
+        arrays: as in `write_episode`, without the images.
+        frames: T times a (H, W, 3) uint8 image for every camera of the contract, by camera.
+        contract: the dataset's.
+        attrs: of the episode; `fps` is added from the contract.
+
+    Raises:
+        DataError: see `write_episode`; or there are more or fewer frames than rows.
+        DiskFullError: there is no room.
+        StoreError: the folder cannot be written.
+    """
+    path = Path(path)
+    rows = _checked_frames(path, arrays, dataclasses.replace(contract, cameras=()))
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        for name, value in {**attrs, "fps": contract.fps}.items():
+            file.attrs[name] = value
+        for name, array in arrays.items():
+            stored = np.asarray(array, dtype=_stored_dtype(name))
+            file.create_dataset(name, data=stored, **_storage(name, stored.shape))
+        shape = (rows, *contract.image_shape)
+        images = {
+            camera: file.create_dataset(
+                image_name(camera), shape=shape, dtype=np.uint8, **_storage(image_name(camera), shape)
             )
+            for camera in contract.cameras
+        }
+        written = 0
+        for frame in frames:
+            if written == rows:
+                raise DataError(f"Episode {path} was given more than the {rows} frames that it has rows.")
+            for camera, dataset in images.items():
+                image = frame[camera]
+                if image.shape != contract.image_shape or image.dtype != np.uint8:
+                    raise DataError(
+                        f"Episode {path} was given an image of {camera} as {image.dtype} {image.shape}, not uint8 "
+                        f"{contract.image_shape} as the contract says."
+                    )
+                dataset[written] = image
+            written += 1
+        if written != rows:
+            raise DataError(f"Episode {path} was given {written} frames for {rows} rows.")
+
+
+def _storage(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """How HDF5 keeps an array of `shape` = (T, ...)."""
+    if not name.startswith(f"{IMAGES}/"):
+        return {"chunks": shape, "fletcher32": True}
+    # Rendered frames shrink to a seventeenth and are read in a quarter of a millisecond. Not lzf: it is slower to read,
+    # and its output depends on uninitialised memory: equal arrays, unequal digests.
+    return {"chunks": (1, *shape[1:]), "fletcher32": True, "compression": "gzip", "compression_opts": 1}
 
 
 def _stored_dtype(name: str) -> type:
@@ -149,6 +203,10 @@ class EpisodeFile:
     def state(self) -> np.ndarray:
         """(T, S) float32."""
         return self._floats(STATE, np.float32)
+
+    def velocity(self) -> np.ndarray:
+        """(T, S) float32, where the episode has it."""
+        return self._floats(VELOCITY, np.float32)
 
     def environment_state(self) -> np.ndarray:
         """(T, E) float32."""

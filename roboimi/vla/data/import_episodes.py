@@ -1,7 +1,8 @@
 """Making a dataset of a user's own ACT-style episodes: look at them, infer the contract, write the manifest.
 
 The episodes stay as they are. What is wrong with them is the validation's to say; ingest asks only for what a contract
-needs: `/action`, `/observations/qpos` and at least one camera of uint8 images.
+needs: `/action`, `/observations/qpos` and at least one camera of uint8 images. Episodes that cannot stay as they are
+(compressed images, several sizes) are converted by `import_act`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from roboimi.errors import ConfigError, DataError
 from roboimi.progress import Progress
+from roboimi.vla.data import act_images
 from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.episode import ACTION, ENVIRONMENT_STATE, IMAGES, STATE, TIMESTAMP, image_name
 from roboimi.vla.data.hdf5 import get_dataset, open_file, walk
@@ -52,11 +54,7 @@ def ingest(
     root = Path(root).expanduser().absolute()
     if (root / MANIFEST_NAME).exists():
         return resolve_dataset(root)
-    if not root.is_dir():
-        raise DataError(f"Dataset folder {root} is not there: correct the path.")
-    files = sorted((path.name for path in root.iterdir() if is_episode_name(path.name)), key=_number)
-    if not files:
-        raise DataError(f"Dataset folder {root} has no episodes: put files named episode_<number>.hdf5 there.")
+    files = episode_files(root)
     contract, rate_from = infer_contract(root / files[0], cameras=cameras, default_fps=default_fps)
     entries = []
     with Progress.start("import", total=len(files)) as progress:
@@ -73,10 +71,36 @@ def ingest(
     return resolve_dataset(root)
 
 
+def episode_files(root: Path) -> list[str]:
+    """The names of the episodes in a folder, by number.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not root.is_dir():
+        raise DataError(f"Dataset folder {root} is not there: correct the path.")
+    files = sorted((path.name for path in root.iterdir() if is_episode_name(path.name)), key=_number)
+    if not files:
+        raise DataError(f"Dataset folder {root} has no episodes: put files named episode_<number>.hdf5 there.")
+    return files
+
+
 def infer_contract(
-    path: Path, *, cameras: Sequence[str] | None = None, default_fps: int | None = None
+    path: Path,
+    *,
+    cameras: Sequence[str] | None = None,
+    default_fps: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    decode: bool = False,
 ) -> tuple[DatasetContract, str]:
     """The contract that one episode keeps, and where its rate was found (`attribute`, `timestamps` or `default`).
+
+    Args:
+        path: of the episode.
+        cameras: the cameras to use, in the order of the view axis; None: all, by name.
+        default_fps: the rate (Hz) where the episode does not tell it.
+        image_size: (height, width) that images will be resized to; None: as they are.
+        decode: whether compressed images will be decoded; they are refused otherwise.
 
     Raises:
         DataError, ConfigError: see `ingest`.
@@ -86,14 +110,17 @@ def infer_contract(
         action, state = (_table(path, get_dataset(file, name), name) for name in (ACTION, STATE))
         there = sorted(name.removeprefix(f"{IMAGES}/") for name in arrays if name.startswith(f"{IMAGES}/"))
         chosen = _chosen_cameras(path, there, cameras)
-        sizes = {camera: _image_size(path, file, camera) for camera in chosen}
-        height, width = sizes[chosen[0]]
-        if len(set(sizes.values())) > 1:
-            raise DataError(f"Episode {path} has images of several sizes ({sizes}): bring all cameras to one size.")
+        sizes = {camera: _image_size(path, file, camera, decode) for camera in chosen}
+        height, width = image_size or sizes[chosen[0]]
+        if image_size is None and len(set(sizes.values())) > 1:
+            raise DataError(
+                f"Episode {path} has images of several sizes ({sizes}): bring them to one with `roboimi import act "
+                f"{path.parent} OUT --image-size HxW`."
+            )
         environment_state = 0
         if ENVIRONMENT_STATE in arrays:
             environment_state = _table(path, arrays[ENVIRONMENT_STATE], ENVIRONMENT_STATE)
-        fps, rate_from = _rate(path, file, default_fps)
+        fps, rate_from = rate(path, file, default_fps)
     contract = DatasetContract(
         state_dim=state,
         action_dim=action,
@@ -126,22 +153,22 @@ def _table(path: Path, dataset: h5py.Dataset, name: str) -> int:
     return dataset.shape[1]
 
 
-def _image_size(path: Path, file: h5py.File, camera: str) -> tuple[int, int]:
-    dataset = get_dataset(file, image_name(camera))
-    if file.attrs.get("compress", False) or dataset.ndim == 2:
+def _image_size(path: Path, file: h5py.File, camera: str, decode: bool) -> tuple[int, int]:
+    if not decode and act_images.is_compressed(file, get_dataset(file, image_name(camera))):
         raise DataError(
-            f"Episode {path} holds compressed images (camera {camera!r}): store decoded uint8 images "
-            "(T, H, W, 3) instead."
+            f"Episode {path} holds compressed images (camera {camera!r}): have them decoded with `roboimi import act "
+            f"{path.parent} OUT`."
         )
-    if dataset.ndim != 4 or dataset.shape[3] != 3 or dataset.dtype != np.uint8:
-        raise DataError(
-            f"Episode {path} has images of type {dataset.dtype} and shape {dataset.shape} (camera {camera!r}): store "
-            "uint8 images (T, H, W, 3)."
-        )
-    return dataset.shape[1], dataset.shape[2]
+    return act_images.image_size(path, file, camera)
 
 
-def _rate(path: Path, file: h5py.File, default_fps: int | None) -> tuple[int, str]:
+def rate(path: Path, file: h5py.File, default_fps: int | None) -> tuple[int, str]:
+    """Frames a second of an episode, and where that was found: `attribute`, `timestamps` or `default`.
+
+    Raises:
+        DataError: what the episode says is no whole rate.
+        ConfigError: it says nothing, and `default_fps` is not given.
+    """
     stated: Any = file.attrs.get("fps")
     if stated is not None:
         if float(stated) != round(float(stated)) or stated < 1:
@@ -156,6 +183,6 @@ def _rate(path: Path, file: h5py.File, default_fps: int | None) -> tuple[int, st
     if default_fps is None:
         raise ConfigError(
             f"Episode {path} has neither the attribute fps nor timestamps: say the rate with "
-            f"`roboimi dataset import {path.parent} --fps HZ`."
+            f"`roboimi import act {path.parent} --fps HZ`."
         )
     return default_fps, "default"
