@@ -42,7 +42,7 @@ def train_policy(
         run = TrainRun.from_overrides([*train_overrides, *overrides], dataset=data["uri"], encoder=encoder)
         # Before the training, so that the report can show how far one came that was killed.
         step.note(training=training_prefix(training_key(run.fingerprint(data["digest"], cache["digest"]))))
-        result = train(run, store=step.store)
+        result = train(run, store=step.store, claimant=f"{step.record['job_id']}/{arm}")
         loss = "none" if result.loss is None else f"{result.loss:.4f}"
         step.record |= {"checkpoint": result.checkpoint, "recognised": result.adopted}
         step.record |= {"tracking": result.tracking, "result": f"{result.steps} steps, loss {loss}"}

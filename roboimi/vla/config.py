@@ -10,7 +10,7 @@ from typing import Any, Self
 from roboimi.errors import ConfigError
 from roboimi.storage.keys import sha256_json
 
-ALGORITHM = {"train": 1, "evaluate": 1}
+ALGORITHM = {"train": 1, "evaluate": 2}
 """Raised by one when a step's code gives other results from the same inputs; part of that step's keys."""
 
 NOT_SEMANTIC = (
@@ -22,6 +22,8 @@ NOT_SEMANTIC = (
     "device",
     "threads",
     "tracking",
+    "when_held",
+    "retry_failed",
 )
 """Training settings that change no weight: no part of a training's key."""
 
@@ -86,6 +88,8 @@ class TrainConfig:
     device: str
     threads: int
     tracking: str
+    when_held: str
+    retry_failed: bool
 
     def __post_init__(self):
         for item in fields(self):
@@ -105,6 +109,11 @@ class TrainConfig:
             self.tracking in {"online", "offline", "disabled"},
             f"train.tracking={self.tracking!r} must be online, offline or disabled",
         )
+        _require(
+            self.when_held in {"wait", "fail", "supersede"},
+            f"train.when_held={self.when_held!r} must be wait, fail or supersede",
+        )
+        _require(isinstance(self.retry_failed, bool), f"train.retry_failed={self.retry_failed!r} must be true or false")
 
 
 @dataclass(frozen=True)
@@ -116,18 +125,36 @@ class EvalConfig:
         first_seed: far from the seeds that demonstrations are recorded with.
         num_action_steps: Ta; None: as trained.
         num_inference_steps: NFE of one chunk; None: as trained.
-        parallel_envs: environments advanced together, so that inference is batched; changes results by rounding only.
+        workers: processes, each with one environment and one renderer; None: as many as cores may be used; 0: all in
+            this process, without a watchdog.
+        parallel_envs: environments advanced together where there are no workers.
+        step_timeout_s: a worker that finishes no control step for so long hangs.
+        episode_timeout_s: as does one whose episode takes longer than this.
     """
 
     episodes: int = 50
     first_seed: int = 100_000
     num_action_steps: int | None = None
     num_inference_steps: int | None = None
+    workers: int | None = None
     parallel_envs: int = 25
+    step_timeout_s: float = 60.0
+    episode_timeout_s: float = 900.0
 
     def __post_init__(self):
-        _require(self.episodes > 0, f"eval.episodes={self.episodes} must be positive")
-        _require(self.parallel_envs > 0, f"eval.parallel_envs={self.parallel_envs} must be positive")
+        for name in ("episodes", "first_seed", "num_action_steps", "num_inference_steps", "workers", "parallel_envs"):
+            value = getattr(self, name)
+            optional = name in {"num_action_steps", "num_inference_steps", "workers"}
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            _require(whole or (optional and value is None), f"eval.{name}={value!r} must be a whole number")
+        for name in ("episodes", "parallel_envs", "step_timeout_s", "episode_timeout_s"):
+            _require(getattr(self, name) > 0, f"eval.{name}={getattr(self, name)} must be positive")
+        for name in ("first_seed", "workers"):
+            _require((getattr(self, name) or 0) >= 0, f"eval.{name}={getattr(self, name)} must not be negative")
+        _require(
+            self.num_inference_steps is None or self.num_inference_steps > 0,
+            f"eval.num_inference_steps={self.num_inference_steps} must be positive",
+        )
 
     @property
     def seeds(self) -> range:

@@ -19,9 +19,10 @@ from roboimi.vla.build import build_agent
 from roboimi.vla.config import TaskConfig, TrainRun, compose_config
 from roboimi.vla.rollouts.rollout import ChunkRequest
 from roboimi.vla.rollouts.task_env import ObservationView
-from roboimi.vla.training.checkpoint import Checkpoints, take_snapshot
+from roboimi.vla.training.checkpoint import Checkpoints
 from roboimi.vla.training.ema import EMA
 from roboimi.vla.training.optim import make_optimizer
+from roboimi.vla.training.snapshot import take_snapshot
 
 TINY = ("head=small", "head.n_emb=32", "head.n_layer=1", "head.n_head=2", "head.cond_dim=32")
 TINY += ("agent.cond_projector.output_dim=32",)
@@ -38,6 +39,7 @@ class ExpertPolicy:
     def __init__(self, task: TaskConfig, clumsy: Sequence[int] = (), num_action_steps: int = 8):
         self.view = ObservationView(self.obs_horizon, "environment_state", task.cameras)
         self.num_action_steps = num_action_steps
+        self.encode_seconds = 0.0
         self._clumsy, self._hz = frozenset(clumsy), task.control_hz
         self._plans: dict[int, ScriptedExpert] = {}
         self.calls: list[list[ChunkRequest]] = []
@@ -90,9 +92,14 @@ def short_task(task: TaskConfig) -> TaskConfig:
     return replace(task, env_kwargs={**task.env_kwargs, "time_limit_s": 0.8})
 
 
-@pytest.fixture
-def expert_policy(task: TaskConfig) -> Callable[..., ExpertPolicy]:
+@pytest.fixture(scope="session")
+def expert(task: TaskConfig) -> Callable[..., ExpertPolicy]:
     return lambda **options: ExpertPolicy(task, **options)
+
+
+@pytest.fixture
+def expert_policy(expert: Callable[..., ExpertPolicy]) -> Callable[..., ExpertPolicy]:
+    return expert
 
 
 @pytest.fixture

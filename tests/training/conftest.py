@@ -38,6 +38,12 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of the same training are compared; a commit between two of them is none of their business."""
+    monkeypatch.setenv("ROBOIMI_REVISION", "tested-dirty")
+
+
 @pytest.fixture
 def tiny_overrides() -> tuple[str, ...]:
     """The Hydra overrides of the tiny training, without its backbone."""

@@ -12,14 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from roboimi.errors import CheckpointError, DiskFullError, StoreError
+from roboimi.errors import CheckpointError, DiskFullError, FencedError, StoreError
 from roboimi.storage.folder_store import FolderStore
 from roboimi.storage.store import open_store
-from roboimi.vla.training.checkpoint import FILES, LATEST, MANIFEST, Checkpoints, restore, take_snapshot
+from roboimi.vla.training.checkpoint import Checkpoints
 from roboimi.vla.training.ema import EMA
+from roboimi.vla.training.latest import LATEST
+from roboimi.vla.training.manifest import FILES, MANIFEST
 from roboimi.vla.training.optim import make_optimizer
+from roboimi.vla.training.snapshot import HostBuffers, restore, take_snapshot
 
 TRAINING = "trainings/abc"
+LINES = '{"kind": "train", "step": 1, "loss": 0.5}\n'
 
 
 class SmallPolicy(nn.Module):
@@ -60,7 +64,7 @@ class SmallTraining:
         return self
 
     def snapshot(self):
-        return take_snapshot(self.step, self.agent, self.ema, self.optimizer, {"skipped": 2})
+        return take_snapshot(self.step, self.agent, self.ema, self.optimizer, {"skipped": 2}, metrics=LINES)
 
     def everything(self):
         snapshot = self.snapshot()
@@ -99,6 +103,12 @@ def edit_manifest(folder: Path, edit):
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
+def swap(one: Path, other: Path):
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
 DAMAGES = {
     **{f"flipped bit in {file}": lambda folder, file=file: flip_bit(folder, file) for file in FILES},
     "truncated": lambda folder: (folder / "model.safetensors").write_bytes(
@@ -113,6 +123,10 @@ DAMAGES = {
     "manifest without a file": lambda folder: edit_manifest(folder, lambda m: m["files"].pop("state.json")),
     "manifest with another step": lambda folder: edit_manifest(folder, lambda m: m.update(step=7)),
     "manifest with a later step": lambda folder: edit_manifest(folder, lambda m: m.update(step=10**6)),
+    "manifest with a later epoch": lambda folder: edit_manifest(folder, lambda m: m.update(epoch=7)),
+    "manifest without its digest": lambda folder: edit_manifest(folder, lambda m: m.pop("digest")),
+    "a file too many": lambda folder: (folder / "weights.safetensors").write_bytes(b"?"),
+    "files swapped": lambda folder: swap(folder / "model.safetensors", folder / "ema.safetensors"),
     "folder gone": shutil.rmtree,
 }
 
@@ -207,6 +221,34 @@ def test_a_commit_counts_even_if_its_announcement_was_not_written(checkpoints, s
     assert checkpoints.newest()[0] == newest
 
 
+def test_a_checkpoint_under_the_name_of_another_is_damaged(checkpoints, store):
+    training = SmallTraining().advance(3)
+    older = checkpoints.save(training.snapshot())
+    newest = checkpoints.save(training.advance(2).snapshot())
+    folders = [store.root / checkpoints.prefix(name) for name in (older, newest)]
+    folders[0].rename(store.root / "aside")
+    folders[1].rename(folders[0])
+    (store.root / "aside").rename(folders[1])
+    with pytest.raises(CheckpointError, match="belongs to another checkpoint"):
+        checkpoints.newest()
+
+
+def test_checkpoints_from_before_manifests_had_a_digest_are_read(checkpoints, store):
+    name = checkpoints.save(SmallTraining().advance(3).snapshot())
+    old = store.root / TRAINING / "checkpoints" / "00000003-0123abcd"
+    (store.root / checkpoints.prefix(name)).rename(old)
+    (old / "metrics.jsonl").unlink()
+    manifest = json.loads((old / MANIFEST).read_text())
+    files = {name: entry for name, entry in manifest["files"].items() if name != "metrics.jsonl"}
+    (old / MANIFEST).write_text(json.dumps({"schema": "roboimi.checkpoint/1", "step": 3, "files": files}))
+    (store.root / TRAINING / LATEST).write_text(json.dumps({"checkpoint": old.name, "step": 3}))
+    found, snapshot = checkpoints.newest()
+    assert (found, snapshot.step, snapshot.metrics) == (old.name, 3, None)
+    later = Checkpoints(store, TRAINING, epoch=1)
+    later.take_over((found, 3))
+    assert later.save(SmallTraining().advance(4).snapshot()) in names(store)
+
+
 def test_order_is_by_step_and_not_by_name(checkpoints, store):
     training = SmallTraining().advance(1)
     training.step = 99_999_999
@@ -221,14 +263,110 @@ def test_only_the_newest_are_kept(checkpoints, store):
     training = SmallTraining()
     saved = [checkpoints.save(training.advance().snapshot()) for _ in range(5)]
     assert names(store) == sorted(saved[-3:])
-    assert store.read_json(f"{TRAINING}/{LATEST}") == {"checkpoint": saved[-1], "step": 5}
+    assert store.read_json(f"{TRAINING}/{LATEST}") == {"checkpoint": saved[-1], "step": 5, "epoch": 0}
 
 
-def test_leftovers_of_a_killed_writer_go_with_the_next_commit(checkpoints, store):
-    store.folder(f"{TRAINING}/checkpoints/00000004-0123abcd")
+def test_unfinished_folders_go_when_their_writer_is_dead_or_they_are_old(store, monkeypatch):
+    """A concurrent writer's fresh folder must survive."""
+    mine, dead, alive = (f"00000004-e{epoch}-0123abcd" for epoch in (7, 6, 5))
+    for name in (mine, dead, alive):
+        store.folder(f"{TRAINING}/checkpoints/{name}")
     (store.folder(f"{TRAINING}/checkpoints") / "notes.txt").write_text("not ours")
-    name = checkpoints.save(SmallTraining().advance().snapshot())
-    assert names(store) == [name, "notes.txt"]
+    writer = Checkpoints(store, TRAINING, epoch=7, abandoned=6)
+    saved = [writer.save(SmallTraining().advance().snapshot()) for _ in range(2)]
+    assert names(store) == sorted([*saved, alive, "notes.txt"])
+    monkeypatch.setattr("roboimi.vla.training.retention.UNCOMMITTED_AFTER_S", 0.0)
+    writer.collect()
+    assert names(store) == sorted([*saved, "notes.txt"])
+
+
+def test_what_was_never_verified_pushes_nothing_out(store):
+    """The older ones go only when enough newer ones are known to be good."""
+    training = SmallTraining()
+    before = [Checkpoints(store, TRAINING, epoch=1).save(training.advance().snapshot()) for _ in range(3)]
+    writer = Checkpoints(store, TRAINING, keep=2, epoch=2)
+    writer.save(training.advance().snapshot())
+    assert set(before) <= set(names(store))
+    last = writer.save(training.advance().snapshot())
+    assert len(names(store)) == 2
+    assert last in names(store)
+
+
+def test_latest_never_goes_back_to_a_lower_epoch(store):
+    training = SmallTraining().advance(3)
+    old, new = (Checkpoints(store, TRAINING, epoch=epoch) for epoch in (1, 2))
+    name = old.save(training.snapshot())
+    new.take_over((name, 3))
+    later = training.advance(5).snapshot()
+    with pytest.raises(FencedError, match="epoch 2, this one has 1") as raised:
+        old.save(later)
+    assert (raised.value.exit_code, raised.value.retryable) == (12, False)
+    assert store.read_json(f"{TRAINING}/{LATEST}") == {"checkpoint": name, "step": 3, "epoch": 2}
+    # and what the old one committed, though later, does not win over the new one's next checkpoint
+    going_on = new.save(SmallTraining().advance(4).snapshot())
+    assert new.newest()[0] == going_on
+
+
+def test_an_unreadable_latest_is_written_anew(store):
+    training = SmallTraining().advance(3)
+    writer = Checkpoints(store, TRAINING, epoch=1)
+    writer.save(training.snapshot())
+    (store.root / TRAINING / LATEST).write_text("{")
+    name = writer.save(training.advance().snapshot())
+    assert store.read_json(f"{TRAINING}/{LATEST}")["checkpoint"] == name
+
+
+def test_a_lost_answer_is_no_defeat(store, monkeypatch):
+    """The write took place, its answer did not arrive: the repeated announcement finds its own document."""
+    writer = Checkpoints(store, TRAINING, epoch=1)
+    writer.save(SmallTraining().advance().snapshot())
+    real = store.replace
+
+    def lost(key, document, version):
+        real(key, document, version)
+        return real(key, document, version)
+
+    monkeypatch.setattr(store, "replace", lost)
+    name = writer.save(SmallTraining().advance(2).snapshot())
+    assert store.read_json(f"{TRAINING}/{LATEST}")["checkpoint"] == name
+
+
+def test_what_was_spooled_is_found_by_the_next_process(store):
+    training = SmallTraining().advance(3)
+    first = Checkpoints(store, TRAINING, epoch=1)
+    first.save(training.snapshot())
+    spooled = first.spool(training.advance(2).snapshot())
+    older = first.spool(SmallTraining().advance(4).snapshot())
+    again = Checkpoints(store, TRAINING, epoch=2)
+    assert again.recover() == spooled.name
+    assert again.newest()[1].step == 5
+    assert older.name not in names(store)
+    assert again.recover() is None
+    assert store.list(f"{TRAINING}/spool") == []
+
+
+def test_a_damaged_spool_is_left_alone(store):
+    training = SmallTraining().advance(3)
+    writer = Checkpoints(store, TRAINING, epoch=1)
+    name = writer.save(training.snapshot())
+    spooled = writer.spool(training.advance(2).snapshot())
+    flip_bit(store.root / writer.prefix(spooled.name))
+    assert Checkpoints(store, TRAINING, epoch=2).recover() is None
+    assert Checkpoints(store, TRAINING).newest()[0] == name
+
+
+def test_snapshots_in_used_memory_are_the_same():
+    """The memory of a snapshot that was written is used again, whatever was in it."""
+    buffers = HostBuffers()
+    training = SmallTraining().advance(2)
+    first = take_snapshot(2, training.agent, training.ema, training.optimizer, {}, buffers=buffers)
+    buffers.give_back(first)
+    training.advance(3)
+    expected = training.everything()
+    second = take_snapshot(5, training.agent, training.ema, training.optimizer, {}, buffers=buffers)
+    found = {f"{stem}/{name}": tensor for stem, group in second.tensors.items() for name, tensor in group.items()}
+    assert_same(found, expected)
+    assert second.tensors["model"]["center"].data_ptr() == first.tensors["model"]["center"].data_ptr()
 
 
 def test_damaged_checkpoints_never_push_out_good_ones(checkpoints, store):
@@ -332,6 +470,6 @@ def test_a_writer_killed_anywhere_in_a_save_loses_no_commit(tmp_path):
         for name in names(store):
             if (store.root / TRAINING / "checkpoints" / name / MANIFEST).exists():
                 Checkpoints(store, TRAINING).read(name)  # committed means whole, also while old ones are removed
-        last = Checkpoints(store, TRAINING, keep=1).save(snapshots[2])
+        last = Checkpoints(store, TRAINING, keep=1, epoch=2, abandoned=0).save(snapshots[2])
         assert names(store) == [last]
     assert seen == {1, 2}

@@ -8,9 +8,9 @@ from roboimi.vla.data.feature_cache import cache_prefix
 from roboimi.vla.data.manifest import resolve_dataset
 from roboimi.vla.models.encoder_spec import EncoderSpec
 from roboimi.vla.train_vla import train
-from roboimi.vla.training.loop import Trainer
 from roboimi.vla.training.metrics import read_metrics
 from roboimi.vla.training.session import TrainingData
+from roboimi.vla.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Metrics lines: complete, once each, and equal for equal trainings."""
 
+import contextlib
 import json
 import math
 import resource
@@ -74,15 +75,58 @@ def test_window_means_survive_json_to_the_last_bit():
     assert whole.means()["loss"] == pytest.approx(sum(values) / 4)
 
 
-def test_a_full_disk_is_one_sentence(path):
+@contextlib.contextmanager
+def no_room(size=20):
+    """No file may grow beyond `size` bytes: as if the disk were full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_lines_that_find_no_room_are_written_later(path):
     with MetricsLog(path, 0) as metrics:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # no file may grow beyond: as if the disk were full
-        try:
-            with pytest.raises(DiskFullError, match=r"metrics\.jsonl"):
-                metrics.write("train", 1, {"loss": 0.123456789})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with no_room():
+            for step in (1, 2):
+                metrics.write("train", step, {"loss": 0.123456789})
+            assert path.stat().st_size <= 20
+            assert [json.loads(line)["step"] for line in metrics.text().splitlines()] == [1, 2]
+        metrics.write("train", 3, {"loss": 0.5})
+        assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+
+
+def test_lines_that_find_no_room_in_the_end_are_one_sentence(path):
+    metrics = MetricsLog(path, 0)
+    with no_room():
+        metrics.write("train", 1, {"loss": 0.123456789})
+        with pytest.raises(DiskFullError, match=r"metrics\.jsonl"):
+            metrics.close()
+
+
+def test_a_failure_is_not_hidden_by_lines_that_find_no_room(path):
+    metrics = MetricsLog(path, 0)
+    with no_room():
+        metrics.write("train", 1, {"loss": 0.123456789})
+        metrics.__exit__(KeyError, KeyError(), None)  # and nothing is raised in its place
+
+
+def test_the_checkpoints_own_lines_win_and_rollouts_after_it_are_kept(path):
+    """On another machine there is no file at all; here it may hold lines of a writer that was replaced."""
+    write(path, [2, 4, 6])
+    with MetricsLog(path, 6) as metrics:
+        metrics.write("rollout", 6, {"success_rate": 0.5})
+    committed = "".join(json.dumps({"kind": "train", "step": step, "loss": 1.0}) + "\n" for step in (2, 4, 6))
+    with MetricsLog(path, 6, committed) as metrics:
+        assert metrics.has_rollouts(6)
+    assert [(line["kind"], line.get("loss")) for line in read_metrics(path)] == [("train", 1.0)] * 3 + [
+        ("rollout", None)
+    ]
+    path.unlink()
+    with MetricsLog(path, 6, committed) as metrics:
+        assert not metrics.has_rollouts(6)
+    assert path.read_text() == committed
 
 
 def test_an_empty_window_has_no_means():

@@ -5,6 +5,7 @@ means over the steps since the line before. Held-out losses are lines of `"kind"
 `"kind": "rollout"`. Learning curves are drawn from this file.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -12,8 +13,10 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
+from roboimi.errors import DiskFullError
 from roboimi.storage.atomic import atomic_path, writing
 
 FILE = "metrics.jsonl"
@@ -24,29 +27,47 @@ TIMINGS = ("data_s", "step_s", "samples_per_s", "seconds", "memory_mb", "gpu_mem
 class MetricsLog:
     """The file `metrics.jsonl` of one training, open for appending.
 
+    Lines that find no room on the disk are kept and written as soon as there is some.
+
     Args:
         path: of the file.
         resumed_step: the step that training goes on from. Lines past it are dropped: they will be written again.
+        committed: the file as the checkpoint of that step has it; None: what is at `path`.
     """
 
-    def __init__(self, path: Path, resumed_step: int):
+    def __init__(self, path: Path, resumed_step: int, committed: str | None = None):
         self._path = path
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
+        if committed is not None:
+            vouched = [json.loads(line) for line in committed.splitlines()]
+            # Rollouts come after their step's checkpoint; those that were done need not be done again.
+            kept = vouched + [line for line in kept if line["kind"] == "rollout" and line not in vouched]
+        self._lines = [_as_line(line) for line in kept]
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(map(_as_line, kept)))
+            temporary.write_text(self.text())
         with writing(path):
-            self._file = open(path, "a", buffering=1)  # noqa: SIM115 (lives as long as the log)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._rollout_steps = {line["step"] for line in kept if line["kind"] == "rollout"}
+        self._unwritten = b""
+
+    def text(self) -> str:
+        """All lines, those that are not in the file yet too: what a checkpoint keeps."""
+        return "".join(self._lines)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Append one line; it is with the operating system when this returns, so that a kill cannot take it back.
 
         Returns:
             The line as written: values that are not finite have become null.
+
+        Raises:
+            StoreError: the file cannot be written, for another reason than a full disk.
         """
         line = {"kind": kind, "step": step} | {name: _finite(value) for name, value in values.items()}
-        with writing(self._path):
-            self._file.write(_as_line(line))
+        self._lines.append(_as_line(line))
+        self._unwritten += self._lines[-1].encode()
+        with contextlib.suppress(DiskFullError):
+            self._write_out()
         if kind == "rollout":
             self._rollout_steps.add(step)
         return line
@@ -55,20 +76,33 @@ class MetricsLog:
         """Whether the rollout validation of `step` is already there."""
         return step in self._rollout_steps
 
-    def sync(self) -> None:
-        """Make all lines durable; called before a checkpoint is committed, so that no line it stands on can be lost."""
-        with writing(self._path):
-            os.fsync(self._file.fileno())
-
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Make all lines durable and close the file.
+
+        Raises:
+            DiskFullError: lines are left that find no room.
+        """
+        try:
+            self._write_out()
+            with writing(self._path):
+                os.fsync(self._file)
+        finally:
+            os.close(self._file)
+
+    def _write_out(self) -> None:
+        with writing(self._path):
+            while self._unwritten:
+                # What did fit is in the file, and only the rest is tried again.
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.ExitStack() as stack:
+            if error is not None:  # which says more than that its last lines found no room
+                stack.enter_context(contextlib.suppress(DiskFullError))
+            self.close()
 
 
 class Window:

@@ -28,7 +28,9 @@ from roboimi.vla.encode_features import encode_features
 from roboimi.vla.models.encoder_spec import EncoderSpec
 from roboimi.vla.training.checkpoint import Checkpoints
 from roboimi.vla.training.device import choose_device, cpu_threads
-from roboimi.vla.training.loop import Batch, Loop, RolloutValidation, Trainer
+from roboimi.vla.training.failures import record_failure
+from roboimi.vla.training.lease import Lease
+from roboimi.vla.training.loop import Loop, RolloutValidation
 from roboimi.vla.training.metrics import FILE as METRICS
 from roboimi.vla.training.metrics import MetricsLog, read_metrics
 from roboimi.vla.training.optim import trainable_parameters
@@ -36,6 +38,9 @@ from roboimi.vla.training.records import TrainResult
 from roboimi.vla.training.rng import preserved_rng
 from roboimi.vla.training.stop import StopSignal
 from roboimi.vla.training.swanlab_sink import SwanLabSink
+from roboimi.vla.training.trainer import Batch, Trainer
+from roboimi.vla.training.watchdog import Watchdog
+from roboimi.vla.training.writer import CheckpointWriter
 
 HELD_OUT_WINDOWS = 256
 """At most so many windows of the validation split, evenly spaced, make up the held-out loss."""
@@ -52,39 +57,52 @@ def run_session(
     training: str,
     key: str,
     attempts: int,
+    lease: Lease,
     progress: Progress | None,
     rollouts: RolloutValidation | None,
 ) -> TrainResult:
     """Train to the last step, from the newest checkpoint where there is one.
 
     The arguments and errors are those of `roboimi.vla.train_vla.train`; `training` and `key` name the training,
-    `attempts` counts this one too.
+    `attempts` counts this one too, `lease` is held.
     """
     settings, folder = run.train, store.folder(training)
-    with preserved_rng(), cpu_threads(settings.threads), fast_float32_products():
+    watchdog = Watchdog(lambda error: record_failure(store, training, error, attempts))
+    with preserved_rng(), cpu_threads(settings.threads), fast_float32_products(), watchdog:
         seed_everything(settings.seed)
         data = TrainingData(run, dataset, store)
-        trainer = Trainer(data.build_agent(), data.batch, settings, origin={**data.origin, "training_key": key})
-        checkpoints = Checkpoints(store, training, keep=settings.keep_checkpoints)
+        origin = {**data.origin, "training_key": key}
+        trainer = Trainer(data.build_agent(), data.batch, settings, origin, watchdog)
+        checkpoints = Checkpoints(
+            store, training, settings.keep_checkpoints, epoch=lease.epoch, abandoned=lease.abandoned
+        )
         require_room(folder, trainer, settings.keep_checkpoints)
-        if newest := checkpoints.newest():
+        checkpoints.recover()
+        newest = checkpoints.newest()
+        if newest is not None:
             trainer.resume(newest[1])
+            checkpoints.take_over((newest[0], trainer.step))
         with (
-            MetricsLog(folder / METRICS, resumed_step=trainer.step) as metrics,
+            MetricsLog(folder / METRICS, trainer.step, newest[1].metrics if newest else None) as metrics,
             tracked(run, folder, key) as sink,
             _shown(progress, run) as shown,
             StopSignal() as stop,
         ):
+            writer = CheckpointWriter(
+                checkpoints,
+                after_commit=lambda: store.put(f"{training}/{METRICS}", folder / METRICS),
+                saved=(trainer.step, newest[0]) if newest else None,
+            )
             loop = Loop(
                 trainer,
-                checkpoints,
+                writer,
                 metrics,
+                lease=lease,
                 sink=sink,
                 stop=stop,
                 progress=shown,
                 held_out=data.held_out(),
                 rollouts=rollouts or default_rollouts(run),
-                saved=newest[0] if newest else None,
             )
             checkpoint = loop.run()
         lines = read_metrics(folder / METRICS)

@@ -1,0 +1,26 @@
+"""The table of failure classes says what the code does."""
+
+import re
+from pathlib import Path
+
+import roboimi
+from roboimi import errors
+
+TABLE = Path(roboimi.__file__).with_name("FAILURES.md")
+
+
+def rows():
+    lines = re.findall(r"^\| ([^|]+) \| `([^`]+)` \| (yes|no) \| [^|]+ \| [^|]+ \|$", TABLE.read_text(), re.MULTILINE)
+    return {name: (code, again == "yes") for code, name, again in lines}
+
+
+def test_the_table_has_every_class_with_its_code_and_whether_running_again_can_help():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RoboimiError)]
+    expected = {kind.failure_class: (str(kind.exit_code), kind.retryable) for kind in kinds}
+    expected[errors.Interrupted.failure_class] = ("128 + signal", True)
+    assert rows() == expected
+
+
+def test_no_two_classes_share_a_code_or_a_name():
+    codes = [code for code, _ in rows().values()]
+    assert len(set(codes)) == len(codes) >= 17
