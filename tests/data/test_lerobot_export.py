@@ -1,6 +1,7 @@
 """Protects the export to LeRobot (v3): the format's own rules, and a way back that loses no bit of the vectors."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -136,6 +137,19 @@ def test_a_clock_of_its_own_goes_along(tmp_path):
         with EpisodeFile(back.path(other), back.contract) as episode:
             clocks.append(episode.timestamp())
     assert any(np.array_equal(times, clock) for times in clocks)
+
+
+def test_a_bit_that_changes_in_the_table_is_found(ref, exported, tmp_path):
+    copy = tmp_path / "lerobot"
+    shutil.copytree(exported, copy)
+    path = copy / "data/chunk-000/file-000.parquet"
+    with EpisodeFile(ref.path(ref.manifest.entries("train")[0]), ref.contract) as episode:
+        value = episode.state()[3, 5].tobytes()
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(value)] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        import_lerobot(copy, tmp_path / "back", image_size=None)
 
 
 def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(ref, tmp_path):

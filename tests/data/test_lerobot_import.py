@@ -11,6 +11,7 @@ from roboimi.envs.images import resize_frame
 from roboimi.errors import ConfigError, DataError
 from roboimi.vla.data.episode import EpisodeFile
 from roboimi.vla.data.lerobot_import import import_lerobot
+from roboimi.vla.data.lerobot_video import decode
 from tests.data import lerobot_source as source
 from tests.data.lerobot_source import CAMERAS, FPS, LENGTHS, edit_info, edit_table, write_lerobot
 
@@ -200,6 +201,19 @@ def test_a_fault_is_one_sentence_and_leaves_nothing_behind(root, tmp_path, fault
         import_lerobot(root, tmp_path / "out", image_size=None)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["lerobot"]
+
+
+def test_a_frame_that_the_decoder_painted_over_is_refused(root):
+    """H.264 has no checksums, and its decoder hides damage; most of it can be told all the same."""
+    path = source.video_path(root, "top")
+    whole, outcomes = path.read_bytes(), []
+    for offset in range(700, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 16]) + whole[offset + 1 :])
+        try:
+            outcomes.append(len(list(decode(path, FPS))))
+        except DataError as error:
+            outcomes.append(str(error))
+    assert sum("is damaged at frame" in str(outcome) for outcome in outcomes) >= 5
 
 
 def test_a_camera_or_vector_that_is_not_there_is_named(root, tmp_path):

@@ -65,7 +65,7 @@ class DataFiles:
         parquet = optional("pyarrow.parquet")
         columns = [*INDEX_COLUMNS, *(feature.key for feature in self.features)]
         try:
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 if missing := [name for name in columns if name not in file.schema_arrow.names]:
                     raise DataError(f"{path} has no column {missing[0]!r}: download the dataset again.")
                 for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=columns):

@@ -130,7 +130,10 @@ class Tables:
             chunk, file = place(self._number)
             self._file = self.folder / lerobot.DATA_PATH.format(chunk_index=chunk, file_index=file)
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = self._parquet.ParquetWriter(self._file, self._schema, compression="snappy")
+            # Checksums, which LeRobot's own writer leaves out, make damage an error instead of other values.
+            self._writer = self._parquet.ParquetWriter(
+                self._file, self._schema, compression="snappy", write_page_checksum=True
+            )
 
     def _described(
         self,

@@ -98,13 +98,13 @@ def decode(path: Path, fps: int) -> Iterator[np.ndarray]:
     """
     av = optional("av")
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"{path} has no video in it: restore it.")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
-                if frame.is_corrupt:
+                if frame.is_corrupt:  # the decoder has painted over what it could not read
                     raise DataError(f"{path} is damaged at frame {number}: restore it.")
                 time = None if frame.pts is None else float(frame.pts * stream.time_base)
                 if time is None or abs(time - number / fps) > TOLERANCE_S:
@@ -116,8 +116,9 @@ def decode(path: Path, fps: int) -> Iterator[np.ndarray]:
                 yield frame.to_ndarray(format="rgb24")
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there: download the dataset again.") from error
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path} cannot be decoded ({error.strerror}): restore it.") from error
+    except (av.error.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise DataError(f"{path} cannot be decoded ({reason}): restore it.") from error
 
 
 class VideoWriter:
