@@ -95,7 +95,7 @@ class Transfers:
         def read(minio: Minio) -> tuple[str, int]:
             digest, size = hashlib.sha256(), 0
             with _released(minio.get_object(self._client.bucket, key)) as response:
-                for chunk in response.stream(_CHUNK_BYTES):
+                for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
                     digest.update(chunk)
                     size += len(chunk)
             return digest.hexdigest(), size
@@ -224,7 +224,7 @@ class Transfers:
             response = minio.get_object(self._client.bucket, key, request_headers={"If-Match": f'"{etag}"'})
             digest = hashlib.sha256()
             with _released(response), open(target, "wb") as file:
-                for chunk in response.stream(_CHUNK_BYTES):
+                for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
                     file.write(chunk)
                     digest.update(chunk)
             return digest.hexdigest(), response.headers.get(SHA256, "")
@@ -239,7 +239,7 @@ class Transfers:
             response = minio.get_object(self._client.bucket, key, start, length, request_headers=headers)
             with _released(response), open(target, "r+b") as file:
                 file.seek(start)
-                for chunk in response.stream(_CHUNK_BYTES):
+                for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
                     file.write(chunk)
             return response.headers.get(SHA256, "")
 
