@@ -123,6 +123,11 @@ def clip_of_another_length(root):
     edit_table(root / EPISODES, "videos/observation.images.top/to_timestamp", lambda v: [x + 0.1 for x in v])
 
 
+def overlapping_clips(root):
+    for field in ("from_timestamp", "to_timestamp"):
+        edit_table(root / EPISODES, f"videos/observation.images.top/{field}", lambda v: [v[0], v[1] - 0.1, v[2]])
+
+
 def exchanged_clips(root):
     for field in ("from_timestamp", "to_timestamp"):
         edit_table(root / EPISODES, f"videos/observation.images.top/{field}", lambda v: [v[1], v[0], v[2]])
@@ -189,6 +194,7 @@ FAULTS = {
     "frames of another size": (smaller_frames, r"\(16, 32\)"),
     "clip between two frames": (shifted_clip, "between two frames"),
     "clip of another length": (clip_of_another_length, "6 rows but 7 frames"),
+    "clips overlap": (overlapping_clips, "begins at frame 5 .* end at frame 6"),
     "clips exchanged": (exchanged_clips, "episode|Episode 0"),
 }
 
