@@ -2,16 +2,29 @@
 
 HDF5 follows soft and external links, virtual datasets and external storage into other files, absolute paths included,
 so an episode could make its reader open any file of the machine. Every access goes through hard links only, and a
-dataset whose bytes lie elsewhere is refused.
+dataset whose bytes lie elsewhere is refused. So is one behind a filter that HDF5 would load as a plug-in.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 
 from roboimi.errors import DataError
+
+MOST_OBJECTS = 10_000
+"""Objects of one file that are looked at; an episode has about ten."""
+
+MOST_DEPTH = 32
+"""Groups within groups that are looked at."""
+
+BUILT_IN_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
+"""Filters that come with h5py, by HDF5's number. Any other makes HDF5 load a library from its plug-in folders."""
+
+_MOST_ATTRIBUTE_BYTES = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +66,7 @@ def get_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """
     group: h5py.Group | h5py.Dataset = file
     for part in name.split("/"):
-        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        link = _link(group, part) if isinstance(group, h5py.Group) else None
         if link is None:
             raise DataError(f"Episode {file.filename} has no /{name}: record it again, or drop it from the dataset.")
         if not isinstance(link, h5py.HardLink):
@@ -67,14 +80,24 @@ def get_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def walk(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset | Foreign]]:
-    """All datasets of a file by path, and every object that leads outside of it; no group is visited twice."""
+    """All datasets of a file by path, and every object that leads outside of it; no group is visited twice.
+
+    Raises:
+        DataError: the file has more objects, or groups within groups, than any episode has.
+    """
     visited = {h5py.h5o.get_info(file["/"].id).addr}
     pending: list[tuple[str, h5py.Group]] = [("", file["/"])]
+    objects = 0
     while pending:
         prefix, group = pending.pop()
+        if prefix.count("/") > MOST_DEPTH:
+            raise DataError(f"Episode {file.filename} has groups more than {MOST_DEPTH} deep: it is no episode.")
         for part in group:
+            objects += 1
+            if objects > MOST_OBJECTS:
+                raise DataError(f"Episode {file.filename} holds more than {MOST_OBJECTS} objects: it is no episode.")
             name = f"{prefix}{part}"
-            link = group.get(part, getlink=True)
+            link = _link(group, part)
             if not isinstance(link, h5py.HardLink):
                 yield name, _foreign_link(name, link)
                 continue
@@ -89,12 +112,54 @@ def walk(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset | Foreign]]:
                 yield name, Foreign(name, *foreign) if foreign else child
 
 
+def foreign_filters(dataset: h5py.Dataset) -> list[int]:
+    """Numbers of the dataset's filters that are not built in."""
+    plist = dataset.id.get_create_plist()
+    numbers = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
+    return [number for number in numbers if number not in BUILT_IN_FILTERS]
+
+
+def has_references(dtype: np.dtype) -> bool:
+    """Whether elements of this type point at other objects of the file, or at regions of them."""
+    if dtype.names:
+        return any(has_references(dtype[name]) for name in dtype.names)
+    if dtype.subdtype is not None:
+        return has_references(dtype.subdtype[0])
+    inner = h5py.check_vlen_dtype(dtype)
+    if inner is not None and not isinstance(inner, type):
+        return has_references(np.dtype(inner))
+    return h5py.check_ref_dtype(dtype) is not None
+
+
+def read_attribute(file: h5py.File, name: str) -> Any:
+    """A small attribute of the file as a Python value; None where there is none.
+
+    Raises:
+        DataError: it is too large, or holds references.
+    """
+    if name not in file.attrs:
+        return None
+    attribute = file.attrs.get_id(name)
+    declared = int(np.prod(attribute.shape or (1,), dtype=np.float64)) * attribute.dtype.itemsize
+    if declared > _MOST_ATTRIBUTE_BYTES or has_references(attribute.dtype):
+        raise DataError(f"Episode {file.filename} has an attribute {name!r} that is no plain value: refused.")
+    value = file.attrs[name]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _link(group: h5py.Group, part: str) -> object | None:
+    try:
+        return group.get(part, getlink=True)
+    except TypeError as error:  # a link class that only the program that wrote the file knows
+        return error
+
+
 def _foreign_link(name: str, link: object) -> Foreign:
     if isinstance(link, h5py.ExternalLink):
         return Foreign(name, "external link", f"{link.filename}:{link.path}")
     if isinstance(link, h5py.SoftLink):
         return Foreign(name, "soft link", link.path)
-    return Foreign(name, "unknown link", type(link).__name__)
+    return Foreign(name, "unknown link", str(link))
 
 
 def _foreign_storage(dataset: h5py.Dataset) -> tuple[str, str] | None:

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 from roboimi.storage.atomic import TEMPORARY_PREFIX
 from roboimi.vla.data.manifest import MANIFEST_NAME, RECIPE_NAME, DatasetRef
-from roboimi.vla.data.validate.check import Limits, Problem, Stage, check
+from roboimi.vla.data.validate.check import NotApplicable, Problem, Stage, check
+from roboimi.vla.data.validate.limits import Limits
 
 VALIDATION_NAME = "VALIDATION.json"
 FINDINGS_NAME = "findings.jsonl"
-OWN_FILES = frozenset({MANIFEST_NAME, VALIDATION_NAME, FINDINGS_NAME, RECIPE_NAME})
+PAGE_NAME = "validation.html"
+OWN_FILES = frozenset({MANIFEST_NAME, VALIDATION_NAME, FINDINGS_NAME, PAGE_NAME, RECIPE_NAME})
 
 _EPISODE_SUFFIXES = {".hdf5", ".h5"}
 
@@ -37,6 +39,18 @@ def validation_split(ref: DatasetRef, limits: Limits) -> Iterator[Problem]:
     """Some episodes are held out."""
     if not ref.manifest.split["validation"]:
         yield Problem("no episode is held out", "hold some out to see a policy that only memorises")
+
+
+@check("E07-contract", Stage.DATASET)
+def contract(ref: DatasetRef, limits: Limits) -> Iterator[Problem]:
+    """The dataset's contract is the one that was asked for."""
+    if not limits.contract:
+        raise NotApplicable("no contract was asked for")
+    has = ref.contract.to_dict()
+    for name, wanted in sorted(limits.contract.items()):
+        if has.get(name) != wanted:
+            what = f"the dataset has {name} {has.get(name)}, not {wanted} as asked for"
+            yield Problem(what, "take another dataset, or correct the contract that is asked for", dimension=name)
 
 
 @check("E29-same-bytes", Stage.DATASET)
