@@ -4,6 +4,12 @@
 a write of its own was refused must do the repeating itself, so none is done here.
 """
 
+import fcntl
+import select
+import socket
+import struct
+import termios
+
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -18,11 +24,12 @@ CONNECTIONS = 32
 _BYTES_AT_ONCE = 1 << 16
 
 
-class _SlowLineSends:
-    """Hands large bodies to the socket in small pieces.
+class _SlowLine:
+    """Tells a slow line from a dead one.
 
-    A socket's timeout is the most that one `sendall` may take: a whole part in one call would have to pass within
-    it, however steadily the bytes flow.
+    A socket's timeout is the most that one `sendall` may take: a whole part in one call would have to pass within it,
+    however steadily the bytes flow, so large bodies are handed over in small pieces. And when all is handed over,
+    megabytes may still wait in the kernel: as long as they become fewer, the other side is there.
     """
 
     def send(self, data: object) -> None:
@@ -35,12 +42,30 @@ class _SlowLineSends:
             super().send(view[start : start + _BYTES_AT_ONCE])
         return None
 
+    def getresponse(self) -> object:
+        """See `http.client.HTTPConnection.getresponse`."""
+        waiting, answer = _waiting_bytes(self.sock), select.poll()
+        if waiting:
+            answer.register(self.sock, select.POLLIN)
+        while waiting and not answer.poll(1000 * ANSWER_SECONDS):
+            before, waiting = waiting, _waiting_bytes(self.sock)
+            if waiting >= before:
+                break
+        return super().getresponse()
 
-class _Connection(_SlowLineSends, HTTPConnection):
+
+def _waiting_bytes(connection: socket.socket | None) -> int:
+    """Bytes that were handed to the kernel and that the other side has not confirmed."""
+    if connection is None:
+        return 0
+    return struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+
+
+class _Connection(_SlowLine, HTTPConnection):
     pass
 
 
-class _TLSConnection(_SlowLineSends, HTTPSConnection):
+class _TLSConnection(_SlowLine, HTTPSConnection):
     pass
 
 

@@ -18,7 +18,7 @@ from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError, NameResolutionError, SSLError
 
-from roboimi.errors import StoreAccessError, StoreUnavailableError
+from roboimi.errors import ConfigError, StoreAccessError, StoreUnavailableError
 from roboimi.storage.s3_endpoint import Endpoint
 
 PATIENCE_VARIABLE = "ROBOIMI_STORE_PATIENCE"
@@ -86,7 +86,7 @@ class S3Client:
 
     def __init__(self, endpoint: Endpoint, bucket: str, patience: float | None = None):
         self.endpoint, self.bucket = endpoint, bucket
-        self.patience = float(os.environ.get(PATIENCE_VARIABLE, PATIENCE_SECONDS)) if patience is None else patience
+        self.patience = _patience() if patience is None else patience
         self._lock = threading.Lock()
         self._minio: tuple[int, Minio] | None = None
 
@@ -161,6 +161,17 @@ class S3Client:
                 return "it speaks TLS: write https:// in the endpoint"
             return f"it does not answer as an object store (HTTP status {error._code}): correct the endpoint"
         return None
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE, str(PATIENCE_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{PATIENCE_VARIABLE}={text!r} is no number of seconds: set it to one, such as 60.")
+    return seconds
 
 
 def _is_passing(error: Exception) -> bool:

@@ -72,6 +72,14 @@ def test_a_commit_whose_answer_is_lost_is_no_defeat(lossy_store):
         assert store.create(f"t/{number}.json", {"writer": "me"}) is None
 
 
+def test_without_the_nonce_it_would_be_one(lossy_store, monkeypatch):
+    # The test above sees what it is there to see.
+    store, lose_next = lossy_store
+    monkeypatch.setattr(conditional.ConditionalWriter, "_etag_of_own", lambda writer, key, nonce: None)
+    lose_next()
+    assert store.create("t/1.json", {"writer": "me"}) is None
+
+
 def test_a_swap_whose_answer_is_lost_is_no_defeat(lossy_store):
     store, lose_next = lossy_store
     now = store.create("t/LATEST.json", {"epoch": 0})

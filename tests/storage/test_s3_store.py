@@ -5,12 +5,13 @@ import datetime
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from minio_server import MinioServer, free_port
 
-from roboimi.errors import StoreAccessError, StoreDamagedError, StoreError, StoreUnavailableError
-from roboimi.storage import s3_store, transfer
+from roboimi.errors import ConfigError, StoreAccessError, StoreDamagedError, StoreError, StoreUnavailableError
+from roboimi.storage import http_client, s3_store, transfer
 from roboimi.storage.s3_store import S3Store
 from roboimi.storage.store import open_store
 from roboimi.storage.unfinished import unfinished_folder
@@ -134,6 +135,46 @@ def test_an_outage_that_ends_within_the_patience_is_not_seen(tmp_path, s3_enviro
         assert store.read_json("a.json") == {"n": 3}
     finally:
         server.stop()
+
+
+def test_a_server_that_hangs_is_noticed_and_waited_for(tmp_path, s3_environment, monkeypatch):
+    monkeypatch.setattr(http_client, "ANSWER_SECONDS", 0.3)
+    server = MinioServer(tmp_path / "drive")
+    server.start()
+    try:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        store = open_store(f"s3://{server.new_bucket()}/store")
+        server.hang()
+        store.client.patience = 0
+        with pytest.raises(StoreUnavailableError, match="no answer in time"):
+            store.write_json("a.json", {"n": 1})
+        store.client.patience = 60
+        threading.Timer(0.5, server.go_on).start()
+        store.write_json("a.json", {"n": 2})
+        assert store.read_json("a.json") == {"n": 2}
+    finally:
+        server.go_on()
+        server.stop()
+
+
+def test_a_slow_line_is_no_outage(bucket, minio_server, toxiproxy, monkeypatch):
+    # 15 MB at 6 MB/s take 2.5 s, in which no answer and no piece of the request takes half a second.
+    monkeypatch.setattr(http_client, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.5)
+    proxy = toxiproxy.proxy(minio_server.host)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    store = S3Store(f"s3://{bucket}/store")
+    store.client.patience = 0
+    proxy.add("bandwidth", stream="upstream", rate=6000)
+    (store.folder("a") / "x").write_bytes(os.urandom(15_000_000))
+    store.publish("a", "DONE.json", {})
+
+
+def test_a_patience_that_is_no_number_is_said(s3_environment, monkeypatch):
+    monkeypatch.setenv("ROBOIMI_STORE_PATIENCE", "long")
+    with pytest.raises(ConfigError, match="ROBOIMI_STORE_PATIENCE='long' is no number of seconds"):
+        open_store("s3://bucket")
 
 
 def test_a_connection_that_is_cut_in_a_part_is_made_up_for(bucket, minio_server, toxiproxy, monkeypatch):

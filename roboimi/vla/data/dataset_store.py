@@ -8,6 +8,7 @@
     $ROBOIMI_CACHE/datasets/<digest>/MANIFEST.json, episode_000000.hdf5, ...
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,17 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from roboimi.errors import ConfigError, DataError
-from roboimi.progress import Progress
 from roboimi.storage.atomic import durable_temporary, write_json_atomically, writing
+from roboimi.storage.byte_progress import ByteProgress
 from roboimi.storage.keys import sha256_file
 from roboimi.storage.local_copies import cache_root
-from roboimi.storage.store import Counter, Store, open_store
+from roboimi.storage.store import Store, ignore, open_store
 from roboimi.vla.data.manifest import MANIFEST_NAME, DatasetRef, EpisodeEntry, Manifest, read_manifest
 
 EPISODES = "episodes"
 MANIFESTS = "manifests"
 HASHED_AT_ONCE = min(4, os.cpu_count() or 1)
-_MEBIBYTE = 1 << 20
 
 _known_good: dict[Path, tuple[int, int, int]] = {}
 
@@ -47,12 +47,12 @@ def push_dataset(ref: DatasetRef, uri: str) -> str:
     store = open_store(uri)
     ref.bring()
     total = sum(entry.bytes for entry in ref.manifest.episodes)
-    with _Bytes("hash", total) as counted, ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+    with ByteProgress("hash", total) as counted, ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
         for _ in pool.map(lambda entry: _check(ref.path(entry), entry, counted), ref.manifest.episodes):
             pass
     files = {_episode_key(entry): ref.path(entry) for entry in ref.manifest.episodes}
     digests = {_episode_key(entry): entry.sha256 for entry in ref.manifest.episodes}
-    with _Bytes("push", total) as counted:
+    with ByteProgress("push", total) as counted:
         store.send(files, digests, counted)
     store.create(_manifest_key(ref.digest), ref.manifest.to_dict())
     return f"{_named(store)}@sha256:{ref.digest}"
@@ -83,7 +83,7 @@ def find_pushed(uri: str, digest: str) -> DatasetRef:
     return DatasetRef(root, manifest, digest, source=_named(store))
 
 
-def bring_episodes(ref: DatasetRef, entries: Sequence[EpisodeEntry]) -> None:
+def bring_episodes(ref: DatasetRef, entries: Sequence[EpisodeEntry], *, show: bool = True) -> None:
     """Fetch episodes into `ref.root`, several at a time, and verify them; see `DatasetRef.bring`."""
     with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
         here = list(pool.map(lambda entry: _is_here(ref.path(entry), entry), entries))
@@ -91,7 +91,8 @@ def bring_episodes(ref: DatasetRef, entries: Sequence[EpisodeEntry]) -> None:
     if not missing:
         return
     store = open_store(ref.source)
-    with _Bytes("fetch episodes", sum(entry.bytes for entry in missing)) as counted:
+    total = sum(entry.bytes for entry in missing)
+    with ByteProgress("fetch episodes", total) if show else contextlib.nullcontext(ignore) as counted:
         folder = store.fetch(EPISODES, [_episode_name(entry) for entry in missing], counted)
     for entry in missing:
         _check(folder / _episode_name(entry), entry)
@@ -129,7 +130,7 @@ def verify_pushed(ref: DatasetRef) -> list[str]:
         A sentence for each episode that is missing or damaged.
     """
     store = open_store(ref.source)
-    with _Bytes("verify", sum(entry.bytes for entry in ref.manifest.episodes)) as counted:
+    with ByteProgress("verify", sum(entry.bytes for entry in ref.manifest.episodes)) as counted:
         found = store.sha256([_episode_key(entry) for entry in ref.manifest.episodes], counted)
     problems = []
     for entry in ref.manifest.episodes:
@@ -137,25 +138,6 @@ def verify_pushed(ref: DatasetRef) -> list[str]:
         if digest != entry.sha256:
             problems.append(f"{entry.file} is {'missing' if digest is None else 'damaged'} in {store.uri}")
     return problems
-
-
-class _Bytes:
-    """A progress bar that counts mebibytes, told of bytes from several threads."""
-
-    def __init__(self, label: str, total: int):
-        self._progress = Progress.start(f"{label} (MiB)", total=max(1, total // _MEBIBYTE))
-        self._moved = 0
-
-    def __call__(self, moved: int) -> None:
-        self._moved += moved
-        self._progress.update(min(self._moved // _MEBIBYTE, self._progress.total))
-
-    def __enter__(self) -> Counter:
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.__exit__(*error)
 
 
 def _check(path: Path, entry: EpisodeEntry, counted: Callable[[int], None] | None = None) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from roboimi.errors import DataError
 from roboimi.storage.atomic import atomic_path, write_json_atomically
+from roboimi.storage.byte_progress import ByteProgress
 from roboimi.storage.keys import PREFIX_LENGTH, sha256_file, sha256_json
 from roboimi.storage.store import Store
 from roboimi.vla.data.manifest import EpisodeEntry
@@ -153,7 +154,9 @@ def committed_cache(store: Store, dataset_digest: str, encoder_digest: str) -> F
     document = store.committed(prefix, COMMIT_NAME)
     if document is None:
         return None
-    root = store.fetch(prefix)
+    size = document.get("frames", 0) * document.get("num_views", 0) * document.get("feature_dim", 0) * DTYPE.itemsize
+    with ByteProgress("fetch features", size) as count:
+        root = store.fetch(prefix, count=count)
     _check_document(root, document, dataset_digest, encoder_digest)
     cache = FeatureCache(root, document)
     cache.verify()

@@ -148,8 +148,12 @@ class DatasetRef:
         """Where an episode lies, once it was brought."""
         return self.root / entry.file
 
-    def bring(self, entries: Sequence[EpisodeEntry] | None = None) -> Self:
+    def bring(self, entries: Sequence[EpisodeEntry] | None = None, *, show: bool = True) -> Self:
         """Make sure that these episodes, or all, are on this machine; those of a store are fetched and verified.
+
+        Args:
+            entries: None: all.
+            show: whether there is a progress bar; a terminal has room for one at a time.
 
         Returns:
             The reference itself.
@@ -161,7 +165,7 @@ class DatasetRef:
         if self.source is not None:
             from roboimi.vla.data.dataset_store import bring_episodes
 
-            bring_episodes(self, self.manifest.episodes if entries is None else entries)
+            bring_episodes(self, self.manifest.episodes if entries is None else entries, show=show)
         return self
 
 

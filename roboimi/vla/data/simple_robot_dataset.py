@@ -150,7 +150,7 @@ class SimpleRobotDataset:
             while len(self._open) >= MAX_OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             # A split is read whole sooner or later, and comes faster at once; of all episodes a shard needs only some.
-            self._ref.bring(self.entries if self._whole_split else [self.entries[episode]])
+            self._ref.bring(self.entries if self._whole_split else [self.entries[episode]], show=False)
             self._whole_split = False
             self._open[episode] = EpisodeFile(self._paths[episode], self.contract)
         self._open.move_to_end(episode)

@@ -97,7 +97,11 @@ def open_record(
     record |= {
         "config": run.config,
         "encoder": run.encoder if run.needs == "images" else None,
-        "dataset": {"digest": dataset.digest, "path": str(dataset.root), "contract": dataset.contract.to_dict()},
+        "dataset": {
+            "digest": dataset.digest,
+            "path": dataset.source or str(dataset.root),
+            "contract": dataset.contract.to_dict(),
+        },
     }
     store.write_json(name, record)
     return record
