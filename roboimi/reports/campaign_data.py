@@ -21,6 +21,7 @@ from typing import Any
 
 from roboimi.errors import RoboimiError
 from roboimi.reports.arm_data import CANDIDATE, ArmReport, read_arm
+from roboimi.reports.settings import Setting, SettingComparison, compare_settings, group_settings
 from roboimi.reports.statistics import PairedComparison, compare_pairs
 from roboimi.reports.step_times import StepTime, step_time
 from roboimi.storage.launch_record import CAMPAIGN
@@ -61,7 +62,10 @@ class CampaignReport:
         encoder: the frozen vision tower.
         arms: reference arms first, then the candidates in the order in which they were asked for.
         steps: the campaign's own steps, in their order.
-        candidate_pairs: candidates against each other, best first; Holm over these.
+        settings: the candidates without the seeds of their trainings.
+        setting_pairs: settings against each other, best first; Holm over these; empty where all were trained once.
+        candidate_pairs: checkpoints of different settings against each other, best first; Holm over these; empty where
+            there are `setting_pairs`, which say more.
         reference_pairs: candidates against the reference arms; Holm over these.
         revisions: git revisions of the code that ran, in order of appearance.
         started_at: ISO time of the first step, or empty.
@@ -75,6 +79,8 @@ class CampaignReport:
     encoder: EncoderFacts
     arms: tuple[ArmReport, ...]
     steps: tuple[StepTime, ...]
+    settings: tuple[Setting, ...] = ()
+    setting_pairs: tuple[SettingComparison, ...] = ()
     candidate_pairs: tuple[PairedComparison, ...] = ()
     reference_pairs: tuple[PairedComparison, ...] = ()
     revisions: tuple[str, ...] = ()
@@ -121,7 +127,6 @@ def collect(store: Store, job_id: str, experiments: Sequence[Mapping[str, Any]],
         records += [record for record in own.values() if record]
         arms.append(read_arm(store, experiment, own, blocked))
     arms.sort(key=lambda arm: arm.order)  # stable: the order asked for, within a role
-    candidate_pairs, reference_pairs = _compare(arms)
     return CampaignReport(
         job_id=job_id,
         status=status,
@@ -129,8 +134,7 @@ def collect(store: Store, job_id: str, experiments: Sequence[Mapping[str, Any]],
         encoder=_encoder_facts(records, arms),
         arms=tuple(arms),
         steps=tuple(step_time(step, record) for step, record in shared.items() if record or step != "preflight"),
-        candidate_pairs=tuple(candidate_pairs),
-        reference_pairs=tuple(reference_pairs),
+        **compare_arms(arms),
         revisions=tuple(dict.fromkeys(str(r["git_revision"]) for r in records if r.get("git_revision"))),
         started_at=min((str(record["started_at"]) for record in records if record.get("started_at")), default=""),
         ended_at=max((str(record["ended_at"]) for record in records if record.get("ended_at")), default=""),
@@ -153,14 +157,27 @@ def _blocking_failure(shared: Mapping[str, Mapping[str, Any] | None]) -> str:
     return ""
 
 
-def _compare(arms: Sequence[ArmReport]) -> tuple[list[PairedComparison], list[PairedComparison]]:
+def compare_arms(arms: Sequence[ArmReport]) -> dict[str, Any]:
+    """What a report says of its arms' differences: the fields `settings` and the three kinds of pairs."""
     outcomes = {arm.name: arm.outcomes for arm in arms if arm.success is not None}
     known = [arm for arm in arms if arm.name in outcomes]
     candidates = sorted((arm for arm in known if arm.role == CANDIDATE), key=lambda arm: -arm.success.rate)
     references = [arm for arm in known if arm.role != CANDIDATE]
-    among = [(first.name, second.name) for first, second in combinations(candidates, 2)]
+    settings = group_settings(arms)
+    setting_pairs = compare_settings(settings, {arm.name: arm for arm in known})
+    setting_of = {name: index for index, setting in enumerate(settings) for name in setting.arms}
+    among = [
+        (first.name, second.name)
+        for first, second in combinations(candidates, 2)
+        if not setting_pairs and setting_of.get(first.name) != setting_of.get(second.name)
+    ]
     against = [(candidate.name, reference.name) for reference in references for candidate in candidates]
-    return compare_pairs(outcomes, among), compare_pairs(outcomes, against)
+    return {
+        "settings": tuple(settings),
+        "setting_pairs": tuple(setting_pairs),
+        "candidate_pairs": tuple(compare_pairs(outcomes, among)),
+        "reference_pairs": tuple(compare_pairs(outcomes, against)),
+    }
 
 
 def _data_facts(records: Sequence[Mapping[str, Any]], arms: Sequence[ArmReport]) -> DataFacts:

@@ -1,7 +1,8 @@
 """What a campaign's figures mean, in sentences: is the pipeline sound, and which arm is better, if any.
 
-The wording never claims more than the test: an arm is "better" only where Holm-corrected McNemar separates it at the
-5 % level, else "not separable", with what this number of episodes could have shown at all.
+The wording never claims more than the test: an arm is "better" only where a Holm-corrected test separates it at the 5 %
+level, else "not separable", with what these data could have shown at all. Settings that were trained several times are
+compared by their trainings; with one training each, the verdict is about these checkpoints.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from roboimi.reports.arm_data import BLIND, CONTROL, ArmReport
 from roboimi.reports.campaign_data import CampaignReport
+from roboimi.reports.settings import Setting, SettingComparison
 from roboimi.reports.statistics import PairedComparison, Proportion, detectable_difference, episodes_needed
 
 GOOD, DOUBTFUL, BAD = "good", "doubtful", "bad"
@@ -65,15 +67,31 @@ def verdict(report: CampaignReport) -> Finding:
         only = finished[0]
         sentence = f"{only.name} succeeded in {_count(only.success)} ({_interval(only.success)})."
         return Finding(DOUBTFUL, f"There is nothing to compare {only.name} with.", (sentence, *absent))
-    caveats = [*absent, *_what_episodes_show(report, finished), ONE_TRAINING]
+    unknown = [f"{arm.unknown} episodes of {arm.name} ended unknown: {NO_RATE}." for arm in finished if arm.unknown]
+    known = [*absent, *unknown]
+    if report.setting_pairs:
+        return _on_sound_ground(report, _verdict_on_settings(report, finished, known))
+    if len(report.settings) == 1:
+        return _one_setting(report.settings[0], known)
+    once = ONE_TRAINING.format(count={2: "two"}.get(len(finished), len(finished)))
+    caveats = [*known, *_what_episodes_show(report, finished), once, LAST_CHECKPOINT]
     if all(arm.success.successes == 0 for arm in finished):
         headline = "No candidate succeeded in any episode, so there is nothing to rank."
         return Finding(BAD, headline, (_highest_stages(finished), *caveats))
     headline, sentences = _ranking(finished, report.candidate_pairs)
     level = GOOD if any(pair.separated for pair in report.candidate_pairs) else DOUBTFUL
-    if soundness(report).level == BAD:
-        level, caveats = BAD, ["The control arm fails: settle that before you read anything into this.", *caveats]
-    return Finding(level, headline, (*sentences, *caveats))
+    return _on_sound_ground(report, Finding(level, headline, (*sentences, *caveats)))
+
+
+def setting_sentence(pair: SettingComparison) -> str:
+    """Two settings in words."""
+    trainings = f"{pair.trainings[0]} and {pair.trainings[1]} trainings on {pair.shared} shared seeds"
+    gap = f"{_points(pair.difference)} points (95\u00a0% interval {_points(pair.low)} to {_points(pair.high)})"
+    tested = f"p = {p_text(pair.p_holm)} with Holm's correction, {trainings}"
+    if pair.better is None:
+        return f"{pair.first} and {pair.second} are not separable: {gap}, {tested}."
+    better, worse = (pair.first, pair.second) if pair.better == pair.first else (pair.second, pair.first)
+    return f"{better} is better than {worse}: {gap}, {tested}."
 
 
 def pair_sentence(pair: PairedComparison) -> str:
@@ -97,9 +115,45 @@ def p_text(value: float) -> str:
 
 
 ONE_TRAINING = (
-    "Every arm was trained once, with one seed: this speaks of these checkpoints. Whether one recipe is better than "
-    "another takes several trainings of each."
+    "Every setting was trained once: this speaks of these {count} checkpoints and not of the settings. Whether one "
+    "setting is better than another takes several trainings of each."
 )
+LAST_CHECKPOINT = "Each arm's last checkpoint was rolled out; none was chosen by its success."
+NO_RATE = "they are in no rate and in no test"
+
+
+def _on_sound_ground(report: CampaignReport, finding: Finding) -> Finding:
+    """The finding itself, or with a warning where the control arm fails."""
+    if soundness(report).level != BAD:
+        return finding
+    warning = "The control arm fails: settle that before you read anything into this."
+    return Finding(BAD, finding.headline, (warning, *finding.sentences))
+
+
+def _verdict_on_settings(report: CampaignReport, finished: Sequence[ArmReport], known: Sequence[str]) -> Finding:
+    pairs = report.setting_pairs
+    compared = sorted((item for item in report.settings if len(item.rates) > 1), key=lambda item: -item.rate)
+    sentences = [setting_sentence(pair) for pair in pairs]
+    reach = max(pair.detectable for pair in pairs)
+    sentences.append(
+        f"With these trainings and seeds, a difference of {100 * reach:.0f} points is found in 4 of 5 cases; more "
+        "trainings narrow it where they differ among each other, more rollout seeds where start positions do."
+    )
+    once = [item.name for item in report.settings if len(item.rates) == 1]
+    if once:
+        sentences.append(f"{_listed(once)} {_be(once)} left out: with one training nothing can be said of a setting.")
+    if all(arm.success.successes == 0 for arm in finished):
+        headline = "No candidate succeeded in any episode, so there is nothing to rank."
+        return Finding(BAD, headline, (_highest_stages(finished), *known))
+    headline = _headline([item.name for item in compared], pairs)
+    level = GOOD if any(pair.better for pair in pairs) else DOUBTFUL
+    return Finding(level, headline, (*sentences, *known, LAST_CHECKPOINT))
+
+
+def _one_setting(setting: Setting, known: Sequence[str]) -> Finding:
+    rates = ", ".join(percent(rate) for rate in setting.rates)
+    sentence = f"Its {len(setting.rates)} trainings succeeded in {rates}: they differ by their seed alone."
+    return Finding(DOUBTFUL, f"There is nothing to compare {setting.name} with.", (sentence, *known))
 
 
 def _control(arms: Sequence[ArmReport]) -> tuple[str, str, list[str]]:
@@ -152,18 +206,21 @@ def _blind(report: CampaignReport) -> list[str]:
 
 
 def _ranking(finished: Sequence[ArmReport], pairs: Sequence[PairedComparison]) -> tuple[str, list[str]]:
-    """Headline and one sentence a pair; the leaders are those that no other candidate is shown to beat."""
+    """Headline and one sentence a pair."""
+    return _headline([arm.name for arm in finished], pairs), [pair_sentence(pair) for pair in pairs]
+
+
+def _headline(names: Sequence[str], pairs: Sequence[PairedComparison] | Sequence[SettingComparison]) -> str:
+    """Who leads, best first in `names`: the leaders are those that no other one is shown to beat."""
     beaten = {pair.second if pair.better == pair.first else pair.first for pair in pairs if pair.better}
-    leaders = [arm.name for arm in finished if arm.name not in beaten]
-    sentences = [pair_sentence(pair) for pair in pairs]
+    leaders = [name for name in names if name not in beaten]
     best = leaders[0]
     if len(leaders) == 1 and all(pair.better == best for pair in pairs if best in (pair.first, pair.second)):
-        others = [arm.name for arm in finished if arm.name != best]
-        return f"{best} is better than {_listed(others)}.", sentences
+        return f"{best} is better than {_listed([name for name in names if name != best])}."
     rest = f" Shown to be worse: {_listed(sorted(beaten))}." if beaten else ""
     if len(leaders) == 1:
-        return f"{best} leads, but not everything is separable from it.{rest}", sentences
-    return f"The evidence does not separate {_listed(leaders)}.{rest}", sentences
+        return f"{best} leads, but not everything is separable from it.{rest}"
+    return f"The evidence does not separate {_listed(leaders)}.{rest}"
 
 
 def _what_episodes_show(report: CampaignReport, finished: Sequence[ArmReport]) -> list[str]:
@@ -178,6 +235,10 @@ def _what_episodes_show(report: CampaignReport, finished: Sequence[ArmReport]) -
         else f"With {shared} shared seeds, a difference of {100 * smallest:.0f} points is found in 4 of 5 cases"
     )
     return [f"{limit}; to tell 10 points apart takes about {round(episodes_needed(pooled), -1)} episodes an arm."]
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.0f}"
 
 
 def _highest_stages(arms: Sequence[ArmReport]) -> str:

@@ -21,6 +21,7 @@ from roboimi.reports.arm_data import BLIND, CANDIDATE, CONTROL, ArmReport
 from roboimi.reports.campaign_data import CampaignReport
 from roboimi.reports.charts import COLOURS, Line, interval_bar, line_chart, seed_cells, stage_bars
 from roboimi.reports.findings import first_line, p_text, percent, soundness, standin_note, verdict
+from roboimi.reports.settings import SettingComparison
 from roboimi.reports.statistics import PairedComparison
 from roboimi.reports.step_times import ABSENT, FAILED, KILLED, StepTime
 from roboimi.reports.summary import duration, summary_document
@@ -81,6 +82,8 @@ def _view(report: CampaignReport) -> dict[str, Any]:
         "stages": max(stages, 1),
         "seed_rows": _seed_rows(report, colours),
         "pair_tables": _pair_tables(report),
+        "setting_rows": _setting_rows(report, colours),
+        "setting_pairs": [_setting_pair(pair) for pair in report.setting_pairs],
         "loss_chart": _loss_chart(report, colours),
         "validation_chart": _validation_chart(report, colours),
         "validation_episodes": max((n for arm in report.arms for *_, n in arm.validation), default=0),
@@ -151,7 +154,7 @@ def _seed_rows(report: CampaignReport, colours: Mapping[str, int]) -> list[dict[
 
 def _pair_tables(report: CampaignReport) -> list[tuple[str, list[dict[str, Any]]]]:
     tables = [
-        ("Candidates against each other", report.candidate_pairs),
+        ("Checkpoints of the candidates against each other", report.candidate_pairs),
         ("Candidates against the reference arms", report.reference_pairs),
     ]
     return [(title, [_pair(pair) for pair in pairs]) for title, pairs in tables if pairs]
@@ -165,6 +168,36 @@ def _pair(pair: PairedComparison) -> dict[str, Any]:
         "only_second": pair.only_second,
         "both": pair.both,
         "shared": pair.shared,
+        "p": p_text(pair.p_value),
+        "p_holm": p_text(pair.p_holm),
+        "better": pair.better,
+    }
+
+
+def _setting_rows(report: CampaignReport, colours: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Empty where every setting was trained once: the table of the arms says it all then."""
+    if not any(len(setting.rates) > 1 for setting in report.settings):
+        return []
+    return [
+        {
+            "name": setting.name,
+            "colours": [colours[name] for name in setting.arms],
+            "rate": percent(setting.rate) if setting.rates else "no result",
+            "rates": ", ".join(percent(rate) for rate in setting.rates),
+            "trainings": len(setting.rates),
+            "missing": ", ".join(setting.missing),
+        }
+        for setting in report.settings
+    ]
+
+
+def _setting_pair(pair: SettingComparison) -> dict[str, Any]:
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "difference": f"{100 * pair.difference:+.1f}",
+        "interval": f"{100 * pair.low:+.0f} to {100 * pair.high:+.0f}",
+        "detectable": f"{100 * pair.detectable:.0f}",
         "p": p_text(pair.p_value),
         "p_holm": p_text(pair.p_holm),
         "better": pair.better,
@@ -259,7 +292,34 @@ def _arm_facts(arm: ArmReport, colour: int) -> dict[str, Any]:
         ("rollouts", arm.prefixes.get("rollouts") or "none"),
         ("seeds", f"{seeds[0]} to {seeds[-1]}" if seeds else "none"),
         ("Ta, NFE", f"{arm.rollouts['num_action_steps']}, {arm.rollouts['num_inference_steps']}" if seeds else "none"),
+        ("renderer", arm.rollouts.get("renderer") or "nothing was rendered"),
+        ("workers", _workers(arm.rollouts.get("workers"))),
+        ("time", _shares(arm.rollouts.get("timing") or {})),
+        ("videos", _videos(arm)),
     ]
     config = arm.training.get("config")
     text = json.dumps(config, indent=1, sort_keys=True) if config else ""
     return {"name": arm.name, "colour": colour, "facts": facts, "config": text}
+
+
+def _workers(facts: Mapping[str, int] | None) -> str:
+    if not facts:
+        return "none: rolled out in one process"
+    lost = [f"{facts[name]} {name}" for name in ("hung", "died") if facts[name]]
+    return f"{facts['asked']}" + (f", {' and '.join(lost)}, {facts['left']} at the end" if lost else "")
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    """The timing breakdown of all episodes, as shares."""
+    total = sum(seconds.values())
+    names = {"observe_s": "rendering", "preprocess_s": "resizing", "encode_s": "tower", "head_s": "head"}
+    names["step_s"] = "physics"
+    return ", ".join(f"{names[key]} {percent(value / total)}" for key, value in seconds.items()) if total else "none"
+
+
+def _videos(arm: ArmReport) -> str:
+    """Where they lie: too large for a page that the KFP UI holds as one string."""
+    videos = arm.rollouts.get("videos") or []
+    places = [f"{arm.prefixes['rollouts']}/{video['file']}" for video in videos if "file" in video]
+    reasons = sorted({f"not drawn: {video['reason']}" for video in videos if "reason" in video})
+    return ", ".join(places + reasons) or "none"

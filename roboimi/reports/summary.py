@@ -8,8 +8,9 @@ from typing import Any
 from roboimi.reports.arm_data import ArmReport
 from roboimi.reports.campaign_data import CampaignReport
 from roboimi.reports.findings import first_line, soundness, standin_note, verdict
+from roboimi.reports.settings import Setting
 
-SCHEMA = "roboimi.report/1"
+SCHEMA = "roboimi.report/2"
 
 
 def summary_document(report: CampaignReport) -> dict[str, Any]:
@@ -24,6 +25,8 @@ def summary_document(report: CampaignReport) -> dict[str, Any]:
         "encoder": asdict(report.encoder),
         "soundness": asdict(soundness(report)),
         "verdict": asdict(verdict(report)),
+        "settings": [_setting_document(setting) for setting in report.settings],
+        "setting_pairs": [asdict(pair) | {"better": pair.better} for pair in report.setting_pairs],
         "arms": [_arm_document(arm) for arm in report.arms],
         "pairs": [asdict(pair) for pair in (*report.candidate_pairs, *report.reference_pairs)],
         "steps": [asdict(step) for step in report.steps],
@@ -37,12 +40,17 @@ def summary_document(report: CampaignReport) -> dict[str, Any]:
 def metrics(report: CampaignReport) -> dict[str, float]:
     """Numbers for a table that lays runs side by side: the same names for the same arms; missing arms are left out."""
     values: dict[str, float] = {"arms": float(len(report.arms)), "missing_arms": float(len(report.missing))}
+    for setting in report.settings:
+        if len(setting.rates) > 1:
+            values[f"{setting.name}_mean_success_rate"] = setting.rate
+            values[f"{setting.name}_trainings"] = float(len(setting.rates))
     for arm in report.arms:
         if arm.success is not None and arm.success.episodes:
             values[f"{arm.name}_success_rate"] = arm.success.rate
             values[f"{arm.name}_low"] = arm.success.low
             values[f"{arm.name}_high"] = arm.success.high
             values[f"{arm.name}_episodes"] = float(arm.success.episodes)
+            values[f"{arm.name}_unknown"] = float(arm.unknown)
     return values
 
 
@@ -56,6 +64,15 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _setting_document(setting: Setting) -> dict[str, Any]:
+    return {
+        "name": setting.name,
+        "arms": list(setting.arms),
+        "rates": list(setting.rates),
+        "missing": list(setting.missing),
+    }
 
 
 def _arm_document(arm: ArmReport) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from roboimi.errors import NonFiniteError, RoboimiError
 from roboimi.storage.launch_record import CAMPAIGN, launch_record
 from roboimi.storage.store import Store, open_store
 from roboimi.vla.rollouts.eval_run import RESULT, SCHEMA
-from roboimi.vla.rollouts.outcomes import FAILURE, SUCCESS, UNKNOWN, EpisodeOutcome
+from roboimi.vla.rollouts.outcomes import FAILURE, SUCCESS, UNKNOWN, EpisodeOutcome, EpisodeTiming
 from roboimi.vla.rollouts.records import EpisodeLog, summarise
 from roboimi.vla.training.metrics import MetricsLog
 
@@ -149,8 +149,10 @@ class MadeCampaign:
         with EpisodeLog(folder, seeds) as log:
             for seed, outcome, stage in zip(seeds, outcomes, stages, strict=True):
                 reason = "MujocoError: made up" if outcome == UNKNOWN else ""
-                actions = np.zeros((3, 14), np.float32)
-                log.write(EpisodeOutcome(seed, outcome, stage, 160, 20, 41.5, (480, 640), reason, actions))
+                actions = np.zeros((160, 14), np.float32)
+                timing = EpisodeTiming(observe_s=1.0, step_s=0.5, chunk_ms=41.5, control_ms=12.0)
+                log.write(EpisodeOutcome(seed, outcome, stage, 160, 20, (480, 640), reason, actions, timing))
+            log.finish()
             lines = list(log.lines.values())
         kinds = {line["outcome"]: line["seed"] for line in reversed(lines) if line["outcome"] != UNKNOWN}
         strips = {}

@@ -113,7 +113,7 @@ def test_a_damaged_record_costs_one_arm(made):
     made.add("b", outcomes=[True])
     made.corrupt(f"campaigns/{made.job_id}/a", "train.json")
     _, arms = arms_of(made)
-    assert arms["a"].missing.startswith("train failed (store): ")
+    assert arms["a"].missing.startswith("train failed (store-damaged): ")
     assert not arms["b"].missing
 
 
