@@ -34,11 +34,12 @@ def evaluate_policy(
         from roboimi.vla.rollouts.eval_run import EvalRun
 
         settings = EvalConfig(episodes=episodes, first_seed=seed)
-        run = EvalRun.from_store(step.store, read_pointer(policy.path)["uri"], settings)
+        run = EvalRun.from_store(step.store, read_pointer(policy.path)["uri"], settings, videos=2)
         step.note(checkpoint=run.checkpoint, rollouts=run.prefix)
         result = evaluate(run, store=step.store)
         unknown = f", {result.unknown} unknown" if result.unknown else ""
         step.record["recognised"] = result.adopted
         step.record["result"] = f"{result.successes} of {result.episodes} succeeded{unknown}"
-        for name in ("success_rate", "successes", "episodes", "unknown", "mean_steps", "latency_ms"):
+        names = ("success_rate", "successes", "episodes", "unknown", "mean_steps", "latency_ms", "control_ms")
+        for name in names:
             metrics.log_metric(name, float(getattr(result, name)))

@@ -10,8 +10,6 @@ import fcntl
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -47,6 +45,7 @@ from roboimi.vla.data.manifest import (
     split_episodes,
     write_manifest,
 )
+from roboimi.worker_process import begin_worker_process
 
 MAX_ATTEMPTS = 20
 VALIDATION_FRACTION = 0.05
@@ -165,7 +164,7 @@ def _make_env(recipe: Recipe) -> TransferCubeEnv:
 def _in_parallel(out: Path, recipe: Recipe, workers: int) -> list[EpisodeEntry]:
     """Record all episodes in spawned processes: an OpenGL context does not survive a fork."""
     pool = ProcessPoolExecutor(
-        min(workers, recipe.episodes), multiprocessing.get_context("spawn"), initializer=_begin_worker
+        min(workers, recipe.episodes), multiprocessing.get_context("spawn"), initializer=begin_worker_process
     )
     entries: list[EpisodeEntry] = []
     try:
@@ -199,20 +198,6 @@ def _next_finished(waiting: set[Future]) -> tuple[set[Future], set[Future]]:
             f"No episode was finished within {STALL_S:.0f} s, so rendering seems to hang: run again with one worker."
         )
     return finished, waiting
-
-
-def _begin_worker() -> None:
-    # Ctrl-C goes to the whole group; the parent decides, and finished episodes stay.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Mesa's own threads would compete with the other workers. Read when the context is made.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
 @contextlib.contextmanager

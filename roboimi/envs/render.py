@@ -3,12 +3,17 @@
 On Linux the context is EGL's unless `MUJOCO_GL` names another one, whatever MuJoCo itself chose when it was imported:
 EGL needs no display and runs on a GPU as well as on Mesa's software rasteriser. The context belongs to the process and
 thread that made it, and is made on the first frame.
+
+A renderer that nobody closed frees nothing when Python collects it: the collector runs at any moment and in any thread,
+and a context freed in the middle of another renderer's frame leaves that frame black. Its context waits until its own
+thread next makes, uses or closes a renderer.
 """
 
 import atexit
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -49,6 +54,7 @@ class OffscreenRenderer:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self.frames_rendered = 0
+        _free_abandoned()
         self._resources = _Resources(model, width, height)
 
     def render(self, data: mujoco.MjData, cameras: Sequence[str]) -> dict[str, np.ndarray]:
@@ -60,7 +66,8 @@ class OffscreenRenderer:
         """
         if self._resources is None:
             raise RenderError("The renderer is closed, so no frame can be rendered: make a new one.")
-        camera_ids = {name: self._camera_id(name) for name in cameras}
+        camera_ids = {name: _camera_id(self._model, name) for name in cameras}
+        _free_abandoned()
         self._resources.gl.make_current()
         return {name: self._frame(data, camera_id) for name, camera_id in camera_ids.items()}
 
@@ -69,6 +76,7 @@ class OffscreenRenderer:
         resources, self._resources = self._resources, None
         if resources is not None:
             resources.free()
+        _free_abandoned()
 
     def _frame(self, data: mujoco.MjData, camera_id: int) -> np.ndarray:
         self._camera.fixedcamid = camera_id
@@ -80,13 +88,6 @@ class OffscreenRenderer:
         self.frames_rendered += 1
         return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
 
-    def _camera_id(self, name: str) -> int:
-        found = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_CAMERA.value, name)
-        if found < 0:
-            known = ", ".join(self._model.camera(index).name for index in range(self._model.ncam))
-            raise ConfigError(f"The scene has no camera {name!r}: choose among {known}.")
-        return found
-
     def __enter__(self) -> Self:
         return self
 
@@ -94,13 +95,15 @@ class OffscreenRenderer:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if self._resources is not None:
+            _abandoned.append(self._resources)  # one step for the interpreter, so it needs no lock
 
 
 class _Resources:
     """What lives on the OpenGL side; freed once, and at the latest before the process lets go of its EGL display."""
 
     def __init__(self, model: mujoco.MjModel, width: int, height: int):
+        self.thread = threading.get_ident()
         self.gl = _make_context(width, height)
         try:
             self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
@@ -117,6 +120,54 @@ class _Resources:
         self.gl.make_current()
         self.context.free()
         self.gl.free()
+
+
+_abandoned: list[_Resources] = []
+
+
+def _free_abandoned() -> None:
+    """Free what collected renderers of this thread left; no frame is being made now."""
+    mine = [resources for resources in _abandoned if resources.thread == threading.get_ident()]
+    for resources in mine:
+        _abandoned.remove(resources)
+        resources.free()
+
+
+def project(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: str, points: np.ndarray, frame_size: tuple[int, int]
+) -> np.ndarray:
+    """Where a fixed camera sees points of the world.
+
+    Args:
+        model: has the camera.
+        data: the state, after `mj_forward` or a step.
+        camera: its name.
+        points: (n, 3) in m.
+        frame_size: (height, width) of the frame in pixels.
+
+    Returns:
+        (n, 2) float64, column and row in pixels; nan for points behind the camera.
+
+    Raises:
+        ConfigError: the model has no camera of that name.
+    """
+    index = _camera_id(model, camera)
+    # A camera looks along its own -z axis, with +y up in the image.
+    local = (np.asarray(points) - data.cam_xpos[index]) @ data.cam_xmat[index].reshape(3, 3)
+    depth = np.where(local[:, 2] < 0, -local[:, 2], np.nan)
+    height, width = frame_size
+    focal = 0.5 * height / np.tan(np.deg2rad(model.cam_fovy[index]) / 2)
+    columns = width / 2 + focal * local[:, 0] / depth
+    rows = height / 2 - focal * local[:, 1] / depth
+    return np.stack([columns, rows], axis=1)
+
+
+def _camera_id(model: mujoco.MjModel, name: str) -> int:
+    found = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA.value, name)
+    if found < 0:
+        known = ", ".join(model.camera(index).name for index in range(model.ncam))
+        raise ConfigError(f"The scene has no camera {name!r}: choose among {known}.")
+    return found
 
 
 def gl_renderer() -> str:

@@ -141,6 +141,18 @@ class TransferCubeEnv(gymnasium.Env):
         """Return the (7,) float64 cube pose: x y z in m, quaternion w x y z."""
         return self.data.qpos[16:23].copy()
 
+    def end_effector_pixels(self, camera: str) -> np.ndarray:
+        """Where a camera sees the two grippers: (2, 2) float64, column and row in pixels of a frame, left arm first.
+
+        Raises:
+            ConfigError: the scene has no camera of that name.
+        """
+        from roboimi.envs.render import project
+
+        fingers = [[f"vx300s_{arm}/{side}_finger_link" for side in ("left", "right")] for arm in scene.ARMS]
+        points = np.array([np.mean([self.data.body(name).xpos for name in pair], axis=0) for pair in fingers])
+        return project(self.model, self.data, camera, points, self._frame_size)
+
     def render_cameras(self, cameras: Sequence[str]) -> dict[str, np.ndarray]:
         """Render the current state: camera name → (frame_height, frame_width, 3) uint8 RGB.
 

@@ -80,6 +80,8 @@ class TrainConfig:
     ema_max_decay: float
     seed: int
     max_nonfinite: int
+    precision: str
+    compile: bool
     log_every: int
     rollout_every: int
     rollout_episodes: int
@@ -105,6 +107,11 @@ class TrainConfig:
             0 <= self.final_lr_fraction <= 1, f"train.final_lr_fraction={self.final_lr_fraction} must be in [0, 1]"
         )
         _require(self.device in {"auto", "cpu", "cuda"}, f"train.device={self.device!r} must be auto, cpu or cuda")
+        _require(
+            self.precision in {"float32", "bfloat16"},
+            f"train.precision={self.precision!r} must be float32 or bfloat16",
+        )
+        _require(isinstance(self.compile, bool), f"train.compile={self.compile!r} must be true or false")
         _require(
             self.tracking in {"online", "offline", "disabled"},
             f"train.tracking={self.tracking!r} must be online, offline or disabled",

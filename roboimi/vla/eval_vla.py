@@ -2,26 +2,29 @@
 
 A finished evaluation is recognised by its key (policy, task, seeds, Ta, NFE) and returned at once, without a
 deep-learning library. One that was killed goes on with the seeds that are not done. `rollouts/records.py` draws the
-folder that results.
+folder that results. Lists, as in `eval.num_action_steps=[4,8,12,15] eval.num_inference_steps=[1,2]`, sweep one trained
+policy over all combinations and end in a table.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roboimi.progress import Progress
 from roboimi.storage.launch_record import code_revision
 from roboimi.storage.store import Store, open_store
-from roboimi.vla.config import EvalConfig, TaskConfig
+from roboimi.vla.config import TaskConfig
 from roboimi.vla.hydra_command import run_hydra_command
 from roboimi.vla.rollouts.eval_run import RESULT, SCHEMA, EnvironmentBroken, EvalResult, EvalRun
 
 if TYPE_CHECKING:
     from roboimi.vla.agent import VLAAgent
+    from roboimi.vla.rollouts.outcomes import EpisodeOutcome
     from roboimi.vla.rollouts.rollout import ChunkPolicy
     from roboimi.vla.rollouts.task_env import EnvFactory
 
@@ -41,7 +44,7 @@ def evaluate(run: EvalRun, *, store: Store, progress: Progress | None = None) ->
         CheckpointError: the checkpoint is damaged or of another policy.
         ConfigError: policy, task and environment do not fit together.
         PolicyOutputError: the policy returns actions that are not finite.
-        RenderError: there is no GL to render with.
+        RenderError: there is no GL to render with, or rendering hangs however few workers there are.
         HeldByAnotherError: another process runs the same rollouts.
     """
     if finished := store.committed(run.prefix, RESULT):
@@ -55,8 +58,10 @@ def evaluate(run: EvalRun, *, store: Store, progress: Progress | None = None) ->
             return EvalResult.from_document(run.prefix, finished, adopted=True)
         own = Progress.start(f"rollouts {run.task.name}", total=run.settings.episodes) if progress is None else None
         with own or contextlib.nullcontext(progress) as shown:
-            _run_missing(run, store, episodes, shown)
-        document = _document(run, episodes.lines, folder, seconds=time.monotonic() - started)
+            facts = _run_missing(run, store, episodes, shown)
+        episodes.finish()
+        document = _document(run, episodes.lines, folder) | facts
+        document |= {"seconds": round(time.monotonic() - started, 3), "git_revision": code_revision()}
         document = store.publish(run.prefix, RESULT, document)
     return EvalResult.from_document(run.prefix, document, adopted=False)
 
@@ -110,16 +115,14 @@ def rollout_validation(
     }
 
 
-def _run_missing(run: EvalRun, store: Store, episodes: Any, progress: Progress) -> None:
-    """Roll out the seeds that have no known outcome yet, then see whether anything can be said at all."""
+def _run_missing(run: EvalRun, store: Store, episodes: Any, progress: Progress) -> dict[str, Any]:
+    """Roll out the seeds that have no known outcome yet; gives what is worth knowing of how that went."""
     from roboimi.vla.rollouts.agent_policy import AgentPolicy, check_dims, evaluating
-    from roboimi.vla.rollouts.rollout import run_episodes
-    from roboimi.vla.rollouts.task_env import env_factory
-    from roboimi.vla.training.checkpoint import load_policy
+    from roboimi.vla.training.reader import load_policy
 
     missing = [seed for seed in run.settings.seeds if seed not in episodes.lines]
     if not missing:
-        return
+        return {}
     agent = load_policy(store, run.checkpoint, device=run.device)
     check_dims(agent, run.task)
     policy = AgentPolicy(
@@ -128,7 +131,6 @@ def _run_missing(run: EvalRun, store: Store, episodes: Any, progress: Progress) 
         num_action_steps=run.settings.num_action_steps,
         num_inference_steps=run.settings.num_inference_steps,
     )
-    make_env = env_factory(run.task)
     fields = {"policy_digest": run.policy_digest, "resized_to": list(policy.view.image_shape)}
 
     def show(running: int) -> None:
@@ -137,13 +139,35 @@ def _run_missing(run: EvalRun, store: Store, episodes: Any, progress: Progress) 
             len(known), f"{sum(line['outcome'] == 'success' for line in known)} succeeded, {running} running"
         )
 
-    with evaluating(agent):
-        _check(make_env, run.task, policy, renders=run.filmstrips)
-        outcomes = run_episodes(policy, make_env, missing, parallel_envs=run.settings.parallel_envs, on_round=show)
-        with contextlib.closing(outcomes):
-            for outcome in outcomes:
-                episodes.write(outcome, **fields)
+    facts: dict[str, Any] = {"device": str(agent.device)}
+    with evaluating(agent), contextlib.closing(_outcomes(run, policy, missing, show, facts)) as outcomes:
+        for outcome in outcomes:
+            episodes.write(outcome, **fields)
     progress.update(len(episodes.lines))
+    return facts
+
+
+def _outcomes(
+    run: EvalRun, policy: ChunkPolicy, seeds: list[int], on_round: Any, facts: dict[str, Any]
+) -> Iterator[EpisodeOutcome]:
+    """The episodes, from workers or from this process; `facts` gets how that went."""
+    from roboimi.vla.rollouts.rollout import run_episodes
+    from roboimi.vla.rollouts.task_env import env_factory
+    from roboimi.vla.rollouts.worker_pool import Deadlines, WorkerPool, default_workers
+
+    settings = run.settings
+    asked = default_workers() if settings.workers is None else settings.workers
+    if not asked:
+        make_env = env_factory(run.task)
+        _check(make_env, run.task, policy, renders=run.filmstrips)
+        yield from run_episodes(policy, make_env, seeds, parallel_envs=settings.parallel_envs, on_round=on_round)
+        return
+    deadlines = Deadlines(settings.step_timeout_s, settings.episode_timeout_s)
+    pool = WorkerPool(policy, run.task, workers=asked, deadlines=deadlines, on_round=on_round)
+    with contextlib.closing(pool.run(seeds)) as outcomes:
+        yield from outcomes
+    facts["renderer"] = pool.renderer
+    facts["workers"] = {"asked": asked, "left": pool.workers, "hung": pool.hangs, "died": pool.deaths}
 
 
 def _check(make_env: EnvFactory, task: TaskConfig, policy: ChunkPolicy, *, renders: bool = False) -> None:
@@ -157,15 +181,14 @@ def _check(make_env: EnvFactory, task: TaskConfig, policy: ChunkPolicy, *, rende
         env.close()
 
 
-def _document(run: EvalRun, lines: Mapping[int, Mapping[str, Any]], folder: Path, *, seconds: float) -> dict[str, Any]:
-    """The content of RESULT.json.
+def _document(run: EvalRun, lines: Mapping[int, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    """The content of RESULT.json, as far as the episodes decide it.
 
     Raises:
         RoboimiError: the environment broke in every single episode, so there is no result.
     """
-    from roboimi.vla.rollouts.filmstrip import write_filmstrips
+    from roboimi.vla.rollouts.pictures import draw_pictures
     from roboimi.vla.rollouts.records import summarise
-    from roboimi.vla.rollouts.task_env import env_factory
 
     in_order = [lines[seed] for seed in run.settings.seeds]
     summary = summarise(in_order)
@@ -174,9 +197,6 @@ def _document(run: EvalRun, lines: Mapping[int, Mapping[str, Any]], folder: Path
             f"{run.task.env_id} broke in all {len(in_order)} episodes, the first (seed {in_order[0]['seed']}) with "
             f"{in_order[0]['reason']!r}: run that seed alone to find out why."
         )
-    strips = {}
-    if run.filmstrips:
-        strips = write_filmstrips(folder, in_order, env_factory(run.task), run.task.cameras[0], run.task.control_hz)
     return {
         "schema": SCHEMA,
         **run.fingerprint(),
@@ -184,9 +204,7 @@ def _document(run: EvalRun, lines: Mapping[int, Mapping[str, Any]], folder: Path
         "policy_digest": run.policy_digest,
         "task_name": run.task.name,
         **summary,
-        "filmstrips": strips,
-        "seconds": round(seconds, 3),
-        "git_revision": code_revision(),
+        **asdict(draw_pictures(folder, in_order, run.task, filmstrips=run.filmstrips, videos=run.videos)),
     }
 
 
@@ -196,12 +214,23 @@ def main() -> None:
 
 
 def _command(config: dict[str, Any]) -> None:
+    from roboimi.vla.rollouts.sweep import combinations, sweep_table
+
     store = open_store(config["store"])
-    options = {name: config[name] for name in ("device", "filmstrips", "task")}
-    run = EvalRun.from_store(store, config["checkpoint"], EvalConfig(**config["eval"]), **options)
-    result = evaluate(run, store=store)
-    unknown = f", {result.unknown} unknown" if result.unknown else ""
-    print(f"{result.successes} of {result.episodes} succeeded{unknown}: {store.uri}/{result.rollouts}")
+    options = {name: config[name] for name in ("device", "filmstrips", "videos", "task")}
+    # All of them first: what cannot work must not come to light after an hour of rollouts.
+    runs = [
+        EvalRun.from_store(store, config["checkpoint"], settings, **options)
+        for settings in combinations(config["eval"])
+    ]
+    results = []
+    for run in runs:
+        result = evaluate(run, store=store)
+        unknown = f", {result.unknown} unknown" if result.unknown else ""
+        print(f"{result.successes} of {result.episodes} succeeded{unknown}: {store.uri}/{result.rollouts}", flush=True)
+        results.append(result)
+    if len(runs) > 1:
+        print(sweep_table(runs, results))
 
 
 if __name__ == "__main__":

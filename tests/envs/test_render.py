@@ -1,12 +1,16 @@
 """Frames show the scene the right way up, the cube from every start, and a machine without GL is told what it lacks."""
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 
+import mujoco
 import numpy as np
 import pytest
 
+from roboimi.envs import render
 from roboimi.envs.render import gl_renderer, is_software_renderer
 from roboimi.envs.transfer_cube import DEFAULT_CAMERAS, TransferCubeEnv
 from roboimi.errors import ConfigError, RenderError
@@ -82,6 +86,31 @@ def test_frames_are_the_right_way_up(env):
     assert far_right[1] > near_left[1] + 20
 
 
+@pytest.mark.parametrize("camera", DEFAULT_CAMERAS)
+def test_a_projected_point_is_where_the_frame_shows_it(env, camera):
+    for x, y in ((0.0, 0.4), (0.2, 0.6)):
+        place(env, x, y)
+        ((column, row),) = render.project(env.model, env.data, camera, env.cube_pose()[None, :3], (320, 320))
+        shown_row, shown_column = red_pixels(env.render_cameras([camera])[camera]).mean(axis=0)
+        assert abs(column - shown_column) < 3
+        assert abs(row - shown_row) < 3
+    behind = 2 * env.data.camera(camera).xpos - env.cube_pose()[:3]
+    assert np.isnan(render.project(env.model, env.data, camera, behind[None], (320, 320))).all()
+
+
+def test_the_end_effectors_move_with_their_arms(env):
+    env.reset(seed=0)
+    left, right = env.end_effector_pixels("front")
+    action = env.joint_positions()
+    action[0] += 0.3
+    for _ in range(15):
+        env.step(action)
+    moved_left, moved_right = env.end_effector_pixels("front")
+    assert np.linalg.norm(moved_left - left) > 15
+    assert np.linalg.norm(moved_right - right) < 5
+    assert left[0] < right[0]
+
+
 def test_same_state_same_frame_in_a_fresh_environment(env):
     env.reset(seed=11)
     first = env.render_cameras(["front"])["front"]
@@ -129,6 +158,43 @@ def test_closing_twice_is_harmless_and_a_closed_environment_renders_again():
         renderer.render(env.data, ["top"])
     np.testing.assert_array_equal(env.render_cameras(["top"])["top"], frame)
     env.close()
+
+
+def test_a_renderer_that_is_collected_in_the_middle_of_a_frame_leaves_it_alone(env, monkeypatch):
+    """Nobody closed it, and Python collects it when it likes: its context must wait, or the frame would be black."""
+    place(env, 0.1, 0.5)
+    before = env.render_cameras(["front"])["front"]
+    other = TransferCubeEnv(frame_height=32, frame_width=32)
+    other.reset(seed=0)
+    other.render_cameras(["front"])
+    other.itself = other  # a cycle: only the collector frees it
+    del other
+    update_scene = mujoco.mjv_updateScene
+
+    def collect_first(*arguments):
+        gc.collect()
+        return update_scene(*arguments)
+
+    monkeypatch.setattr(mujoco, "mjv_updateScene", collect_first)
+    np.testing.assert_array_equal(env.render_cameras(["front"])["front"], before)
+    assert len(render._abandoned) == 1
+    np.testing.assert_array_equal(env.render_cameras(["front"])["front"], before)
+    assert render._abandoned == []
+
+
+def test_a_renderer_that_another_thread_collects_waits_for_its_own(env):
+    place(env, 0.1, 0.5)
+    before = env.render_cameras(["front"])["front"]
+    other = TransferCubeEnv(frame_height=32, frame_width=32)
+    other.reset(seed=0)
+    other.render_cameras(["front"])
+    other.itself = other
+    del other
+    collector = threading.Thread(target=gc.collect)
+    collector.start()
+    collector.join()
+    np.testing.assert_array_equal(env.render_cameras(["front"])["front"], before)
+    assert render._abandoned == []
 
 
 def test_renderer_names_itself_and_software_is_recognised():

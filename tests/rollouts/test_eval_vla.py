@@ -19,7 +19,7 @@ from roboimi.vla.rollouts.eval_run import EnvironmentBroken, EvalRun
 from roboimi.vla.rollouts.records import EpisodeLog, read_actions, read_episodes
 
 ROOT = Path(__file__).resolve().parents[2]
-FOUR = EvalConfig(episodes=4, parallel_envs=2)
+FOUR = EvalConfig(episodes=4, workers=0, parallel_envs=2)
 
 
 class Killed(BaseException):
@@ -60,7 +60,8 @@ def test_an_evaluation_leaves_its_episodes_and_its_summary(trained):
     line = lines[100_000]
     assert (line["outcome"], line["steps"], line["chunks"]) == ("failure", 20, 3)
     assert line["policy_digest"] == run.policy_digest
-    assert line["latency_ms"] > 0
+    assert line["timing"]["chunk_ms"] > 0
+    assert line["noise_seed"] == 100_000
     assert all(read_actions(folder, line).shape == (20, 14) for line in lines.values())
     assert len({read_actions(folder, line).tobytes() for line in lines.values()}) == 4
     document = store.committed(result.rollouts, "RESULT.json")
@@ -72,7 +73,7 @@ def test_an_evaluation_leaves_its_episodes_and_its_summary(trained):
 
 def test_images_are_resized_and_the_record_says_so(trained):
     store, checkpoint = trained("siglip2_diffusion", time_limit_s=0.4)
-    result = evaluate(run_of(store, checkpoint, EvalConfig(episodes=1)), store=store)
+    result = evaluate(run_of(store, checkpoint, EvalConfig(episodes=1, workers=0)), store=store)
     (line,) = read_episodes(store.fetch(result.rollouts))
     assert line["resized_to"] == [256, 256]
     assert min(line["frame_size"]) > 256
@@ -80,7 +81,7 @@ def test_images_are_resized_and_the_record_says_so(trained):
 
 def test_a_finished_evaluation_is_recognised_without_torch(trained):
     store, checkpoint = trained("blind", time_limit_s=0.4)
-    run = run_of(store, checkpoint, EvalConfig(episodes=2), filmstrips=False)
+    run = run_of(store, checkpoint, EvalConfig(episodes=2, workers=0), filmstrips=False)
     first = evaluate(run, store=store)
     code = (
         "import sys\n"
@@ -89,7 +90,7 @@ def test_a_finished_evaluation_is_recognised_without_torch(trained):
         "from roboimi.vla.eval_vla import evaluate\n"
         "from roboimi.vla.rollouts.eval_run import EvalRun\n"
         f"store = open_store({store.uri!r})\n"
-        f"run = EvalRun.from_store(store, {checkpoint!r}, EvalConfig(episodes=2), filmstrips=False)\n"
+        f"run = EvalRun.from_store(store, {checkpoint!r}, EvalConfig(episodes=2, workers=0), filmstrips=False)\n"
         "result = evaluate(run, store=store)\n"
         "assert result.adopted\n"
         "heavy = {'torch', 'transformers', 'mujoco'} & sys.modules.keys()\n"
@@ -117,7 +118,7 @@ def test_a_killed_evaluation_goes_on_with_the_missing_seeds(trained):
     # and the unknown one are what a kill and a broken environment leave.
     kept = {**lines[0], "outcome": "success", "stage": 4}
     unknown = {**lines[1], "outcome": "unknown", "reason": "RuntimeError: made up"}
-    (folder / "episodes.jsonl").write_text(f'{json.dumps(kept)}\n{json.dumps(unknown)}\n{{"seed": 100003, "outc')
+    (folder / "running.jsonl").write_text(f'{json.dumps(kept)}\n{json.dumps(unknown)}\n{{"seed": 100003, "outc')
     result = evaluate(run, store=store)
     assert (result.successes, result.episodes, result.unknown) == (1, 4, 0)
     assert sorted(line["seed"] for line in read_episodes(folder)) == [100_000, 100_001, 100_002, 100_003]
@@ -266,7 +267,7 @@ def test_the_policy_is_in_eval_mode_while_it_is_rolled_out(short_task, tiny_agen
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["eval.episodes=2", "filmstrips=false"], 0, ""),
+        (["eval.episodes=2", "filmstrips=false", "videos=0", "eval.workers=0"], 0, ""),
         (["eval.episodes=0"], 2, "eval.episodes=0"),
         (["eval.episodes=2", "+task.state_dim=13"], 2, "state_dim=14"),
         (["eval.episode=2"], 2, "episode"),
@@ -293,7 +294,7 @@ def test_no_gl_is_one_sentence_before_the_first_episode(trained, monkeypatch, ca
     assert code == 5
     assert err.count("\n") == 1, err
     assert "OpenGL" in err
-    run = run_of(store, checkpoint, EvalConfig(episodes=2))
+    run = run_of(store, checkpoint, EvalConfig(episodes=2, workers=0))
     assert read_episodes(store.folder(run.prefix)) == []
 
 
@@ -319,7 +320,7 @@ def test_a_line_that_no_kill_can_leave_is_one_sentence(trained, line):
 
 def test_actions_that_are_not_there_are_one_sentence(trained):
     store, checkpoint = trained("blind", time_limit_s=0.4)
-    run = run_of(store, checkpoint, EvalConfig(episodes=1), filmstrips=False)
+    run = run_of(store, checkpoint, EvalConfig(episodes=1, workers=0), filmstrips=False)
     folder = store.fetch(evaluate(run, store=store).rollouts)
     (folder / "actions.f32").write_bytes(b"short")
     with pytest.raises(DataError, match="seed 100000"):

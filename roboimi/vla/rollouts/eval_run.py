@@ -9,10 +9,11 @@ from typing import Any, Self
 from roboimi.errors import CheckpointError, ConfigError, RoboimiError
 from roboimi.storage.keys import PREFIX_LENGTH, sha256_json
 from roboimi.storage.store import Store
+from roboimi.vla.chunk_queue import require_slice
 from roboimi.vla.config import ALGORITHM, EvalConfig, TaskConfig
 
 RESULT = "RESULT.json"
-SCHEMA = "roboimi.rollouts/1"
+SCHEMA = "roboimi.rollouts/2"
 
 
 class EnvironmentBroken(RoboimiError):
@@ -32,6 +33,7 @@ class EvalRun:
         settings: episodes, seeds and the like; Ta and NFE are set.
         device: `auto`, `cpu` or `cuda`.
         filmstrips: whether a success and a failure are drawn.
+        videos: of how many episodes there is one, successes and failures in turn.
     """
 
     checkpoint: str
@@ -40,6 +42,7 @@ class EvalRun:
     settings: EvalConfig
     device: str = "auto"
     filmstrips: bool = True
+    videos: int = 0
 
     @classmethod
     def from_store(
@@ -50,6 +53,7 @@ class EvalRun:
         *,
         device: str = "auto",
         filmstrips: bool = True,
+        videos: int = 0,
         task: Mapping[str, Any] | None = None,
     ) -> Self:
         """Complete an evaluation from what the store knows of the training.
@@ -60,11 +64,12 @@ class EvalRun:
             settings: Ta and NFE that are None become those of the training.
             device: `auto`, `cpu` or `cuda`.
             filmstrips: whether a success and a failure are drawn.
+            videos: of how many episodes there is one.
             task: settings that differ from the training's task.
 
         Raises:
             CheckpointError: there is no such checkpoint.
-            ConfigError: the task's settings cannot work.
+            ConfigError: the task's settings cannot work, or Ta does not lie in the policy's chunk.
         """
         training, _, name = checkpoint.partition("/checkpoints/")
         if not name:
@@ -80,17 +85,21 @@ class EvalRun:
                 f"{checkpoint} in {store.uri} is no finished checkpoint: train first, or check its name."
             )
         config = record["config"]
+        as_trained = {
+            name: int(config[name])
+            for name in ("num_action_steps", "num_inference_steps")
+            if getattr(settings, name) is None
+        }
+        settings = replace(settings, **as_trained)
+        require_slice(int(config["obs_horizon"]), int(config["pred_horizon"]), settings.num_action_steps)
         return cls(
             checkpoint=checkpoint,
             policy_digest=manifest["files"]["ema.safetensors"]["sha256"],
             task=_task({**config["task"], **(task or {})}),
-            settings=replace(
-                settings,
-                num_action_steps=settings.num_action_steps or int(config["num_action_steps"]),
-                num_inference_steps=settings.num_inference_steps or int(config["num_inference_steps"]),
-            ),
+            settings=settings,
             device=device,
             filmstrips=filmstrips,
+            videos=videos,
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -124,6 +133,7 @@ class EvalResult:
         stages: highest stage reached, as text -> known episodes.
         mean_steps: control steps of a known episode.
         latency_ms: median time of one prediction.
+        control_ms: median over episodes of the time that a control step took, everything included.
         seconds: wall time of the attempt that finished it.
         adopted: whether it was found finished, and nothing was rolled out now.
     """
@@ -136,6 +146,7 @@ class EvalResult:
     stages: dict[str, int]
     mean_steps: float
     latency_ms: float
+    control_ms: float
     seconds: float
     adopted: bool = False
 
@@ -147,7 +158,8 @@ class EvalResult:
     @classmethod
     def from_document(cls, prefix: str, document: Mapping[str, Any], *, adopted: bool) -> Self:
         """From RESULT.json."""
-        names = ("policy_digest", "successes", "episodes", "unknown", "stages", "mean_steps", "latency_ms", "seconds")
+        names = ("policy_digest", "successes", "episodes", "unknown", "stages", "mean_steps")
+        names += ("latency_ms", "control_ms", "seconds")
         return cls(rollouts=prefix, **{name: document[name] for name in names}, adopted=adopted)
 
 

@@ -7,9 +7,8 @@ round     slot 0          slot 1          slot 2
   3       seed 0 chunk 2  seed 1 chunk 2  seed 3 chunk 0     one prediction, batch 3
 ```
 What decides an episode is its seed alone: the environment's start and the policy's noise (a function of seed and chunk
-index) do not depend on which other episodes run beside it. What a batch may change is the last bits of a matrix
-product, whose kernels depend on its shape, and contacts amplify those: so the same seeds with the same `parallel_envs`
-give the same episodes on one machine, and with another `parallel_envs` episodes of the same distribution.
+index) do not depend on which other episodes run beside it, and a policy computes in batches of one shape
+(`agent_policy.py`), so that not even rounding does. `worker_pool.py` runs the same episodes in processes of their own.
 """
 
 from __future__ import annotations
@@ -42,6 +41,8 @@ class ChunkPolicy(Protocol):
     view: ObservationView
     pred_horizon: int
     num_action_steps: int
+    encode_seconds: float
+    """Time that predictions have spent in the vision tower so far."""
 
     def predict(self, batch: dict[str, np.ndarray], requests: Sequence[ChunkRequest]) -> np.ndarray:
         """Predict one chunk for each request.
@@ -78,10 +79,7 @@ def run_episodes(
         PolicyOutputError: the policy returned something that is no action.
         RenderError: there is no GL to render with.
     """
-    if not seeds:
-        raise ConfigError("There are no rollout seeds: set eval.episodes to at least 1.")
-    if len(set(seeds)) != len(seeds):
-        raise ConfigError("The rollout seeds hold one twice, which would count it twice: give different seeds.")
+    require_seeds(seeds)
     waiting = deque(seeds)
     slots = [
         EpisodeSlot(make_env, policy.view, pred_horizon=policy.pred_horizon, num_action_steps=policy.num_action_steps)
@@ -107,15 +105,47 @@ def _advance(slots: Sequence[EpisodeSlot], policy: ChunkPolicy) -> None:
     """One prediction for all of `slots`, and each executes its slice of it."""
     if not slots:
         return
-    observations = [slot.observation() for slot in slots]
-    batch = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
     requests = [ChunkRequest(slot.seed, slot.chunks) for slot in slots]
-    started = time.perf_counter()
+    prediction = predict_chunks(policy, [slot.observation() for slot in slots], requests)
+    for slot, chunk in zip(slots, prediction.chunks, strict=True):
+        slot.execute(chunk, prediction.latency_ms, prediction.encode_ms)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Chunks (B, T, A) in raw units, and how long they took together, in ms; `encode_ms` is the tower's share."""
+
+    chunks: np.ndarray
+    latency_ms: float
+    encode_ms: float
+
+
+def predict_chunks(
+    policy: ChunkPolicy, observations: Sequence[dict[str, np.ndarray]], requests: Sequence[ChunkRequest]
+) -> Prediction:
+    """One prediction for several episodes.
+
+    Raises:
+        PolicyOutputError: the policy returned something that is no action.
+    """
+    batch = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
+    encoded, started = policy.encode_seconds, time.perf_counter()
     chunks = policy.predict(batch, requests)
     latency_ms = 1000 * (time.perf_counter() - started)
     _require_actions(chunks, requests, policy.pred_horizon)
-    for slot, chunk in zip(slots, chunks, strict=True):
-        slot.execute(chunk, latency_ms)
+    return Prediction(chunks, latency_ms, 1000 * (policy.encode_seconds - encoded))
+
+
+def require_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that make no experiment.
+
+    Raises:
+        ConfigError: there are none, or the same one twice.
+    """
+    if not seeds:
+        raise ConfigError("There are no rollout seeds: set eval.episodes to at least 1.")
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError("The rollout seeds hold one twice, which would count it twice: give different seeds.")
 
 
 def _require_actions(chunks: np.ndarray, requests: Sequence[ChunkRequest], pred_horizon: int) -> None:

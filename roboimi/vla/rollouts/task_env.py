@@ -1,13 +1,16 @@
 """The environment a task's rollouts run in, and the check that a policy fits it.
 
 Any Gymnasium environment serves that observes `{"agent_pos": (S,), "environment_state": (E,)}` (the second only where a
-policy needs it), takes (A,) actions, puts `is_success` into `info`, and, for policies that see, has
-`render_cameras(names) -> {name: (H, W, 3) uint8}`, which renders only when it is called.
+policy needs it), takes (A,) actions and puts `is_success` into `info`. For policies that see it has
+`render_cameras(names) -> {name: (H, W, 3) uint8}`, which renders only when it is called, or it observes
+`pixels: {name: (H, W, 3) uint8}` at every step, as those of LeRobot do. An id may name the module that registers it, as
+in `gym_aloha:gym_aloha/AlohaTransferCube-v0`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +22,7 @@ from roboimi.errors import ConfigError
 from roboimi.vla.config import TaskConfig
 
 STATE_KEY = "agent_pos"
+PIXELS_KEY = "pixels"
 ENVIRONMENT_STATE_KEY = "environment_state"
 
 EnvFactory = Callable[[], gymnasium.Env]
@@ -49,21 +53,43 @@ class ObservationView:
 def env_factory(task: TaskConfig) -> EnvFactory:
     """A function that makes one environment of the task.
 
+    `control_hz` goes to environments that take it; others run at a rate of their own, which must be the task's.
     Gymnasium's passive checker is left out: it costs time at every first step and only warns.
     """
     importlib.import_module("roboimi.envs")
 
     def make() -> gymnasium.Env:
-        kwargs: dict[str, Any] = {"control_hz": task.control_hz, **task.env_kwargs}
+        kwargs = dict(task.env_kwargs)
         try:
-            return gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
-        except (gymnasium.error.Error, TypeError) as error:
+            if _takes(task.env_id, "control_hz"):
+                kwargs["control_hz"] = task.control_hz
+            env = gymnasium.make(task.env_id, disable_env_checker=True, **kwargs)
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ConfigError(
                 f"Environment {task.env_id!r} cannot be made with {kwargs} ({' '.join(str(error).split())}): "
                 "check task.env_id and task.env_kwargs."
             ) from error
+        rate = env.metadata.get("render_fps")
+        if rate and rate != task.control_hz:
+            env.close()
+            raise ConfigError(
+                f"{task.env_id} runs at {rate} Hz and the task {task.name!r} at control_hz={task.control_hz}: "
+                "set task.control_hz to the environment's rate, at which the demonstrations must be too."
+            )
+        return env
 
     return make
+
+
+def _takes(env_id: str, name: str) -> bool:
+    """Whether the environment's constructor has this parameter."""
+    module, _, plain = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    creator = gymnasium.spec(plain).entry_point
+    if isinstance(creator, str):
+        creator = gymnasium.envs.registration.load_env_creator(creator)
+    return name in inspect.signature(creator).parameters
 
 
 def check_environment(env: gymnasium.Env, task: TaskConfig, view: ObservationView, *, renders: bool = False) -> None:
@@ -89,28 +115,41 @@ def check_environment(env: gymnasium.Env, task: TaskConfig, view: ObservationVie
             f"action_dim={task.action_dim}: change task.action_dim."
         )
     if view.renders or (renders and can_render(env)):
-        render_frames(env, view.cameras if view.renders else view.cameras[:1])
+        render_frames(env, view.cameras if view.renders else view.cameras[:1], observation)
 
 
 def can_render(env: gymnasium.Env) -> bool:
     """Whether the environment can show itself through named cameras at all."""
-    return hasattr(env.unwrapped, "render_cameras")
+    spaces = getattr(env.observation_space, "spaces", {})
+    return hasattr(env.unwrapped, "render_cameras") or PIXELS_KEY in spaces
 
 
-def render_frames(env: gymnasium.Env, cameras: tuple[str, ...]) -> list[np.ndarray]:
+def render_frames(
+    env: gymnasium.Env, cameras: tuple[str, ...], observation: Mapping[str, Any] | None = None
+) -> list[np.ndarray]:
     """One (H, W, 3) uint8 frame per camera, in their order.
+
+    Args:
+        env: rendered now, where it can be.
+        cameras: which to look through.
+        observation: the newest one; its `pixels` serve where the environment renders at every step anyway.
 
     Raises:
         ConfigError: the environment renders nothing of that kind, or not a camera of that name.
         RenderError: there is no GL to render with.
     """
-    if not can_render(env):
+    if hasattr(env.unwrapped, "render_cameras"):
+        frames = env.unwrapped.render_cameras(cameras)
+        return [frames[name] for name in cameras]
+    pixels = (observation or {}).get(PIXELS_KEY)
+    if not isinstance(pixels, Mapping):
         raise ConfigError(
-            f"{type(env.unwrapped).__name__} has no render_cameras(names), which a policy that sees needs: "
-            "add it to the environment, or evaluate a policy without images."
+            f"{type(env.unwrapped).__name__} has neither render_cameras(names) nor observed pixels by camera name, "
+            "which a policy that sees needs: add one to the environment, or evaluate a policy without images."
         )
-    frames = env.unwrapped.render_cameras(cameras)
-    return [frames[name] for name in cameras]
+    if missing := [name for name in cameras if name not in pixels]:
+        raise ConfigError(f"{type(env.unwrapped).__name__} has no camera {missing[0]!r}: choose among {list(pixels)}.")
+    return [pixels[name] for name in cameras]
 
 
 def _require_width(task: TaskConfig, observation: Mapping[str, np.ndarray], key: str, width: int) -> None:
