@@ -158,6 +158,8 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(ref, tmp_pat
         export_lerobot(odd, tmp_path / "out")
     with pytest.raises(ConfigError, match="'mpeg2' is unknown: choose one of libx264, libsvtav1"):
         export_lerobot(ref, tmp_path / "out", codec="mpeg2")
+    with pytest.raises(ConfigError, match="rate factor of 99"):
+        export_lerobot(ref, tmp_path / "out", crf=99)
     with pytest.raises(ConfigError, match="is there already"):
         export_lerobot(ref, ref.root)
     assert [path.name for path in tmp_path.iterdir()] == ["odd"]

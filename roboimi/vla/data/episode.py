@@ -26,6 +26,7 @@ from roboimi.errors import DataError
 from roboimi.storage.atomic import atomic_path
 from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.hdf5 import first_line, get_dataset, open_file
+from roboimi.vla.data.hdf5_writing import HDF5Writer
 
 ACTION = "action"
 STATE = "observations/qpos"
@@ -72,7 +73,8 @@ def write_episode(
     """
     path = Path(path)
     _checked_frames(path, arrays, contract)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with atomic_path(path) as temporary, HDF5Writer(temporary) as writer:
+        file = writer.file
         file.attrs["sim"] = True
         for name, value in {**attrs, "fps": contract.fps}.items():
             file.attrs[name] = value
@@ -104,7 +106,8 @@ def write_episode_frames(
     """
     path = Path(path)
     rows = _checked_frames(path, arrays, dataclasses.replace(contract, cameras=()))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with atomic_path(path) as temporary, HDF5Writer(temporary) as writer:
+        file = writer.file
         for name, value in {**attrs, "fps": contract.fps}.items():
             file.attrs[name] = value
         for name, array in arrays.items():
@@ -129,6 +132,7 @@ def write_episode_frames(
                         f"{contract.image_shape} as the contract says."
                     )
                 dataset[written] = image
+            writer.check()
             written += 1
         if written != rows:
             raise DataError(f"Episode {path} was given {written} frames for {rows} rows.")
