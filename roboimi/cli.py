@@ -12,6 +12,7 @@ from pathlib import Path
 
 from roboimi.checkpoints_command import add_checkpoints_commands
 from roboimi.command_line import run_command
+from roboimi.reports import compare_command
 from roboimi.vla.data import dataset_commands, exchange_commands
 
 EPILOG = """\
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     validate.set_defaults(command=_validate)
 
     exchange_commands.register(commands)
+    compare_command.register(commands)
 
     dataset = commands.add_parser("dataset", help="manage datasets").add_subparsers(required=True, metavar="COMMAND")
     dataset_commands.register(dataset)

@@ -20,6 +20,7 @@ Gelbach and D. L. Miller, "Robust inference with multiway clustering", JBES 29 (
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,13 +102,29 @@ def setting_name(arm: str) -> str:
 
 
 def group_settings(arms: Sequence[ArmReport]) -> list[Setting]:
-    """The candidates, grouped by name and overrides apart from the training's seed, in their order."""
+    """The candidates, grouped by name, overrides and configuration apart from the training's seed, in their order.
+
+    Arms of several campaigns, whose names begin with `RUN_ID/`, are of one setting where their whole configuration is.
+    """
     groups: dict[tuple[str, ...], list[ArmReport]] = {}
     for arm in arms:
         if arm.role == CANDIDATE:
-            key = tuple(item for item in arm.overrides if item.partition("=")[0].lstrip("+") != SEED_OVERRIDE)
-            groups.setdefault((setting_name(arm.name), *key), []).append(arm)
-    return [_setting(group) for group in groups.values()]
+            groups.setdefault(_recipe(arm), []).append(arm)
+    short = [setting_name(group[0].name.rpartition("/")[2]) for group in groups.values()]
+    return [
+        _setting(group, name if short.count(name) == 1 else setting_name(group[0].name))
+        for group, name in zip(groups.values(), short, strict=True)
+    ]
+
+
+def _recipe(arm: ArmReport) -> tuple[str, ...]:
+    config = dict(arm.training.get("config") or {})
+    config["train"] = {name: value for name, value in (config.get("train") or {}).items() if name != "seed"}
+    same = {"config": config, "dataset": arm.training.get("dataset_digest"), "encoder": arm.training.get("encoder")}
+    overrides = (item for item in arm.overrides if item.partition("=")[0].lstrip("+") != SEED_OVERRIDE)
+    # A training that never began has no configuration; within one campaign, name and overrides tell as much.
+    campaign, _, name = arm.name.rpartition("/")
+    return (setting_name(name), *overrides, campaign if not campaign else json.dumps(same, sort_keys=True))
 
 
 def compare_settings(settings: Sequence[Setting], arms: Mapping[str, ArmReport]) -> list[SettingComparison]:
@@ -162,11 +179,11 @@ def _compare(first: Setting, second: Setting, ours: np.ndarray, theirs: np.ndarr
     )
 
 
-def _setting(arms: Sequence[ArmReport]) -> Setting:
+def _setting(arms: Sequence[ArmReport], name: str) -> Setting:
     known = [arm for arm in arms if arm.success is not None and arm.success.episodes]
     seeds = set.intersection(*(set(arm.outcomes) for arm in known)) if known else set()
     return Setting(
-        name=setting_name(arms[0].name),
+        name=name,
         arms=tuple(arm.name for arm in known),
         rates=tuple(arm.success.rate for arm in known),
         missing=tuple(arm.name for arm in arms if arm not in known),

@@ -1,7 +1,7 @@
 """A campaign as its steps leave it behind, written through the same code that they use, without running them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -67,6 +67,7 @@ class MadeCampaign:
         self.store: Store = open_store(root)
         self.job_id, self.encoder = job_id, encoder
         self.arms: list[MadeArm] = []
+        self.first_number = 0
 
     @property
     def experiments(self) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ class MadeCampaign:
         """train and evaluate of one arm, up to and including the one that fails; `facts` as in `MadeArm`."""
         arm = MadeArm(name, overrides, **facts)
         self.arms.append(arm)
-        training = f"trainings/{len(self.arms):032x}"
+        training = f"trainings/{self._number():032x}"
         died = arm.error if arm.dies_in == "train" else None
         self._training(training, arm, last_step=700 if died else 2000)
         self.step(
@@ -117,10 +118,13 @@ class MadeCampaign:
         if died:
             return
         died = arm.error if arm.dies_in == "evaluate" else None
-        rollouts = f"rollouts/{len(self.arms):032x}"
+        rollouts = f"rollouts/{self._number():032x}"
         if not died:
             self._rollouts(rollouts, arm)
         self.step("evaluate", arm.name, seconds=seconds[1], error=died, **({} if died else {"rollouts": rollouts}))
+
+    def _number(self) -> int:
+        return self.first_number + len(self.arms)
 
     def _training(self, prefix: str, arm: MadeArm, last_step: int) -> None:
         folder, rng = self.store.folder(prefix), np.random.default_rng(len(self.arms))
@@ -196,6 +200,19 @@ def made(tmp_path: Path) -> MadeCampaign:
     campaign = MadeCampaign(tmp_path / "store")
     campaign.shared_steps()
     return campaign
+
+
+@pytest.fixture
+def campaign_maker() -> Callable[[MadeCampaign, str], MadeCampaign]:
+    """`campaign_maker(made, job_id)`: another campaign in the same store."""
+
+    def make(beside: MadeCampaign, job_id: str) -> MadeCampaign:
+        campaign = MadeCampaign(Path(beside.store.uri), job_id)
+        campaign.first_number = 1000
+        campaign.shared_steps()
+        return campaign
+
+    return make
 
 
 @pytest.fixture
