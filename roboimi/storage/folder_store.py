@@ -6,14 +6,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from roboimi.errors import StoreDamagedError, StoreError
+from roboimi.errors import StoreDamagedError, StoreError, StoreUnavailableError
 from roboimi.storage.atomic import atomic_path, create_json, fsync, json_text, write_json_atomically, writing
 from roboimi.storage.keys import sha256_file
 from roboimi.storage.store import Counter, Versioned, checked_prefix, ignore
+
+SECONDS_TO_LOCK = 20.0
+"""How long a document's lock is waited for; it is held for about a millisecond."""
 
 
 class FolderStore:
@@ -148,16 +152,36 @@ class FolderStore:
         return path
 
 
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _version(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the kernel's lock that belongs to `path`: reading, comparing and renaming are then one act."""
+    """Hold the kernel's lock that belongs to `path`: reading, comparing and renaming are then one act.
+
+    Raises:
+        StoreUnavailableError: somebody has held it for much longer than that takes, such as a process that was stopped
+            just then.
+    """
     handle = os.open(path.with_name(f".lock-{path.name}"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        give_up_at = time.monotonic() + SECONDS_TO_LOCK
+        while not _try_lock(handle):
+            if time.monotonic() > give_up_at:
+                raise StoreUnavailableError(
+                    f"{path} is being replaced by a process that does not move: find it with `fuser "
+                    f"{path.with_name(f'.lock-{path.name}')}`, let it go on or end it, and run the same command again."
+                )
+            time.sleep(0.005)
         yield
     finally:
         os.close(handle)
