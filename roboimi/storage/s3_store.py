@@ -24,7 +24,7 @@ from roboimi.storage.conditional import SHA256, ConditionalWriter, honours_condi
 from roboimi.storage.local_copies import LocalCopies, ObjectFacts
 from roboimi.storage.s3_client import S3Client
 from roboimi.storage.s3_endpoint import endpoint_from_environment
-from roboimi.storage.store import Counter, Versioned, checked_prefix, ignore
+from roboimi.storage.store import Counter, Versioned, checked_prefix, ignore, is_segment
 from roboimi.storage.transfer import Transfers
 
 PROBE = ".conditional-writes"
@@ -96,7 +96,8 @@ class S3Store:
         """See `Store.fetch`. The folder may also hold what was fetched before."""
         root = self._key(prefix)
         if names is None:
-            objects = self._objects(f"{root}/")
+            # An object of a name that no store gives is somebody else's; its name could lead out of the folder.
+            objects = {key: facts for key, facts in self._objects(f"{root}/").items() if _is_key(key)}
         else:
             objects = self._transfers.facts(self._key(f"{prefix}/{name}") for name in names)
         if not objects and (names is None or not self.list(prefix)):
@@ -177,7 +178,7 @@ class S3Store:
             return [item.object_name for item in minio.list_objects(self.client.bucket, prefix=start)]
 
         names = {name[len(start) :].rstrip("/") for name in self.client.call(f"listing {start}", read)}
-        return sorted(name for name in names if name and not name.startswith("."))
+        return sorted(name for name in names if is_segment(name) and not name.startswith("."))
 
     def remove(self, prefix: str, first: str) -> None:
         """See `Store.remove`."""
@@ -231,6 +232,10 @@ class S3Store:
                     )
                 _probed[place] = honoured is not False
             return _probed[place]
+
+
+def _is_key(name: str) -> bool:
+    return all(map(is_segment, name.split("/")))
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -117,9 +117,14 @@ def checked_prefix(prefix: str) -> str:
             letters, digits, `.`, `_`, `=` and `-`.
     """
     for segment in prefix.split("/"):
-        if not _SEGMENT.fullmatch(segment) or segment in {".", ".."}:
+        if not is_segment(segment):
             raise StoreError(f"Store key {prefix!r} has the part {segment!r}: use letters, digits and . _ = - only.")
     return prefix
+
+
+def is_segment(name: str) -> bool:
+    """Whether `name` can be one segment of a prefix."""
+    return _SEGMENT.fullmatch(name) is not None and name not in {".", ".."}
 
 
 def open_store(uri: str | Path) -> Store:

@@ -8,6 +8,8 @@ import sys
 import threading
 
 import pytest
+from minio import Minio
+from minio.datatypes import Object
 from minio_server import MinioServer, free_port
 
 from roboimi.errors import ConfigError, StoreAccessError, StoreDamagedError, StoreError, StoreUnavailableError
@@ -263,6 +265,24 @@ def test_hidden_files_stay_here(s3_store):
     s3_store.publish("a", "DONE.json", {})
     assert s3_store.list("a") == ["DONE.json", "sub"]
     assert s3_store.list("a/sub") == ["x"]
+
+
+def test_objects_of_other_names_are_not_the_stores(s3_store, bucket, minio_server, tmp_path, monkeypatch):
+    (s3_store.folder("a") / "x").write_bytes(b"x")
+    s3_store.publish("a", "DONE.json", {})
+    for name in ("y\n\x1b[31m", "\u202egnp.y", "a b", "folder/"):
+        minio_server.put(s3_store.uri, f"a/{name}", b"")
+    assert s3_store.list("a") == ["DONE.json", "folder", "x"]
+    original = Minio.list_objects
+
+    def with_traversal(client, *arguments, **options):
+        yield from original(client, *arguments, **options)
+        yield Object(bucket, "store/a/../../../../escaped", etag="0", size=1)
+
+    monkeypatch.setattr(Minio, "list_objects", with_traversal)
+    fetched = s3_store.fetch("a")
+    assert sorted(path.name for path in fetched.rglob("*") if not path.name.startswith(".")) == ["DONE.json", "x"]
+    monkeypatch.undo()
 
 
 def test_a_prefix_inside_another_is_published_by_itself(s3_store):
