@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.profiles import CONF
+from pipelines.profiles import CONF, Defaults
 from roboimi.errors import ConfigError
 from roboimi.storage.launch_record import CAMPAIGN
 
@@ -20,6 +20,8 @@ _NAME = re.compile(r"[A-Za-z0-9._=-]{1,80}")
 
 SHARED = frozenset({"dataset", "store", "encoder"})
 """Settings of the configuration that are parameters of the campaign."""
+
+SEED_SETTING = "train.seed"
 
 REFERENCE = "reference"
 """The file of the arms that say whether the pipeline is sound."""
@@ -91,6 +93,35 @@ def check_overrides(overrides: Iterable[str], where: str) -> None:
                 f"{where} has the override {override!r}, which one campaign cannot vary: use the option "
                 f"--{override.partition('=')[0].lstrip('+~')}."
             )
+
+
+def campaign_arms(defaults: Defaults, file: str | Path | None = None) -> list[Arm]:
+    """The arms of a profile's campaign: those of its file, each with every training seed, and the reference arms.
+
+    Args:
+        defaults: of the profile.
+        file: another list than the profile's.
+    """
+    arms = with_training_seeds(load_arms(file or defaults.arms), defaults.training_seeds)
+    return with_reference_arms(arms) if defaults.reference_arms else arms
+
+
+def with_training_seeds(arms: Sequence[Arm], seeds: Sequence[int]) -> list[Arm]:
+    """Each arm once a seed, as `<name>.seed-<seed>`; arms that set `train.seed` themselves stay as they are.
+
+    One training says how good a checkpoint is; how good a setting is, only several tell.
+    """
+    if len(seeds) == 1:
+        return list(arms)
+    expanded = []
+    for arm in arms:
+        own = any(item.partition("=")[0].lstrip("+") == SEED_SETTING for item in arm.overrides)
+        expanded += (
+            [arm]
+            if own
+            else [Arm(f"{arm.name}.seed-{seed}", (*arm.overrides, f"{SEED_SETTING}={seed}")) for seed in seeds]
+        )
+    return expanded
 
 
 def with_reference_arms(arms: Sequence[Arm]) -> list[Arm]:

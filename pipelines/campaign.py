@@ -21,7 +21,7 @@ from components.preflight_gpu.component import preflight_gpu
 from components.smoke_test_encoder.component import smoke_test_encoder
 from components.train_policy.component import train_policy
 from components.validate_dataset.component import validate_dataset
-from pipelines.arms import Arm, load_arms, with_reference_arms
+from pipelines.arms import Arm, campaign_arms
 from pipelines.placement import place
 from pipelines.profiles import Profile
 
@@ -41,8 +41,7 @@ def build_campaign(profile: Profile, arms: Sequence[Arm] | None = None) -> Calla
     """
     defaults = profile.defaults
     if arms is None:
-        arms = load_arms(defaults.arms)
-        arms = with_reference_arms(arms) if defaults.reference_arms else arms
+        arms = campaign_arms(defaults)
     default_experiments = [arm.as_parameter() for arm in arms]
     # Only as a whole argument does the backend replace this placeholder; inside a longer string it would stay.
     job_id = profile.job_id or dsl.PIPELINE_JOB_ID_PLACEHOLDER

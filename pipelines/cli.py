@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _compile(options: argparse.Namespace) -> int:
-    from pipelines.arms import load_arms, with_reference_arms
+    from pipelines.arms import campaign_arms
     from pipelines.compile import compile_campaign
 
     profile = load_profile(options.profile)
@@ -112,8 +112,7 @@ def _compile(options: argparse.Namespace) -> int:
         profile = profile.with_images(options.cpu_image, options.gpu_image)
     if options.arms:
         profile = replace(profile, defaults=replace(profile.defaults, arms=options.arms))
-    arms = load_arms(profile.defaults.arms)
-    arms = with_reference_arms(arms) if profile.defaults.reference_arms else arms
+    arms = campaign_arms(profile.defaults)
     print(f"compiled {compile_campaign(profile, options.output, arms)}: {', '.join(arm.name for arm in arms)}")
     return 0
 

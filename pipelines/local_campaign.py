@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from pipelines import checks
-from pipelines.arms import Arm, check_overrides, check_unique, load_arms, only, with_reference_arms
+from pipelines.arms import Arm, campaign_arms, check_overrides, check_unique, only
 from pipelines.local_run import Outcome, failures, run_local
 from pipelines.profiles import Defaults, load_profile
 from roboimi.errors import ConfigError
@@ -78,9 +78,7 @@ def run_campaign(options: LocalOptions) -> int:
 
 def choose_arms(options: LocalOptions, defaults: Defaults) -> list[Arm]:
     """The arms to run: the file's, the reference arms where the profile wants them, of these `--only` the named."""
-    arms = load_arms(options.arms or defaults.arms)
-    if defaults.reference_arms:
-        arms = with_reference_arms(arms)
+    arms = campaign_arms(defaults, options.arms)
     check_unique(arms, "The campaign")
     return only(arms, options.only)
 

@@ -43,6 +43,7 @@ class Defaults:
         train_overrides: Hydra overrides for every arm.
         eval_episodes: rollouts an arm.
         eval_seed: seed of the first rollout.
+        training_seeds: each arm of `arms` is trained once with each of them; with one, it is the training's own.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Defaults:
     train_overrides: tuple[str, ...]
     eval_episodes: int
     eval_seed: int
+    training_seeds: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,9 @@ def load_profile(name: str) -> Profile:
     defaults = _build(Defaults, values.pop("defaults", {}), f"{path}: defaults")
     cluster = _cluster(cluster, path) if cluster else None
     profile = _build(Profile, {**values, "defaults": defaults, "cluster": cluster}, str(path))
+    seeds = defaults.training_seeds
+    if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise ConfigError(f"{path}: defaults.training_seeds={list(seeds)} must be different whole numbers from 0 on.")
     if profile.parallelism < 1:
         raise ConfigError(f"{path}: parallelism={profile.parallelism} must be at least 1.")
     return profile

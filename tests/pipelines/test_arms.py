@@ -1,9 +1,13 @@
 """Protects the list of arms: what may be in it, and that as a parameter it holds nothing that KFP would change."""
 
+from dataclasses import replace
+
 import pytest
 
-from pipelines.arms import Arm, check_unique, load_arms, only, with_reference_arms
+from pipelines.arms import Arm, campaign_arms, check_unique, load_arms, only, with_reference_arms, with_training_seeds
+from pipelines.profiles import load_profile
 from roboimi.errors import ConfigError
+from roboimi.reports.settings import setting_name
 
 
 def write(tmp_path, text):
@@ -29,6 +33,23 @@ def test_reference_arms_come_first_and_only_once():
     arms = with_reference_arms([Arm("a", ()), own])
     assert [arm.name for arm in arms] == ["privileged_state", "a", "blind"]
     assert arms[2] is own
+
+
+def test_training_seeds_make_an_arm_each_that_reports_take_for_one_setting():
+    own = Arm("fixed", ("train.seed=7",))
+    arms = with_training_seeds([Arm("a", ("x=1",)), own], [0, 1])
+    assert arms == [Arm("a.seed-0", ("x=1", "train.seed=0")), Arm("a.seed-1", ("x=1", "train.seed=1")), own]
+    assert {setting_name(arm.name) for arm in arms[:2]} == {"a"}
+    assert with_training_seeds([own], [3]) == [own]
+
+
+def test_on_a_cluster_every_candidate_is_trained_three_times_and_no_reference_arm_is():
+    defaults = load_profile("cluster").defaults
+    assert defaults.eval_episodes >= 200
+    names = [arm.name for arm in campaign_arms(replace(defaults, reference_arms=True))]
+    assert names[:2] == ["privileged_state", "blind"]
+    assert names[2:] == [f"projection-{width}.seed-{seed}" for width in (96, 192) for seed in range(3)]
+    assert len(campaign_arms(load_profile("local").defaults)) == 4
 
 
 @pytest.mark.parametrize(

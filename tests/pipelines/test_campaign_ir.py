@@ -96,8 +96,9 @@ def test_an_arm_is_trained_and_then_evaluated(cluster):
 def test_the_default_experiments_hold_both_projections_and_only_arm_and_overrides(cluster):
     default = cluster[0]["root"]["inputDefinitions"]["parameters"]["experiments"]["defaultValue"]
     assert {item["arm"]: item["overrides"] for item in default} == {
-        "projection-96": ["backbone.per_view_output_dim=96"],
-        "projection-192": ["backbone.per_view_output_dim=192"],
+        f"projection-{width}.seed-{seed}": [f"backbone.per_view_output_dim={width}", f"train.seed={seed}"]
+        for width in (96, 192)
+        for seed in (0, 1, 2)
     }
     # KFP makes floats of numbers inside dicts; `name` and `type` would be attributes of the loop's item.
     assert all(set(item) == {"arm", "overrides"} for item in default)

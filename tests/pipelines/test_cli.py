@@ -111,7 +111,8 @@ def test_what_is_wrong_is_one_sentence(small_dataset, tmp_path, capsys, monkeypa
 
 def test_a_compiled_campaign_says_where_it_is_and_what_it_trains(tmp_path, capsys):
     assert main(["compile", "-o", str(tmp_path / "c.yaml"), "--gpu-image", "gpu@sha256:1"]) == 0
-    assert capsys.readouterr().out == f"compiled {tmp_path / 'c.yaml'}: projection-96, projection-192\n"
+    names = ", ".join(f"projection-{width}.seed-{seed}" for width in (96, 192) for seed in range(3))
+    assert capsys.readouterr().out == f"compiled {tmp_path / 'c.yaml'}: {names}\n"
     assert "gpu@sha256:1" in (tmp_path / "c.yaml").read_text()
 
 
