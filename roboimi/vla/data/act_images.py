@@ -27,6 +27,7 @@ from roboimi.vla.data.hdf5 import first_line, get_dataset
 COLOUR_ORDERS = ("bgr", "rgb")
 """What a standard decoder gets from the JPEG files: blue first (OpenCV was given RGB), or red first."""
 LARGEST_SIDE = 8192
+FRAMES_AT_A_TIME = 32
 
 _END_OF_JPEG = b"\xff\xd9"
 
@@ -70,11 +71,13 @@ def frames(path: Path, file: h5py.File, camera: str, colour_order: str = COLOUR_
     """
     size = image_size(path, file, camera)
     dataset = get_dataset(file, image_name(camera))
-    compressed = is_compressed(file, dataset)
+    if not is_compressed(file, dataset):
+        # A chunk of several frames is unpacked once, not once a frame.
+        step = min(dataset.chunks[0], FRAMES_AT_A_TIME) if dataset.chunks else 1
+        for first in range(0, dataset.shape[0], step):
+            yield from _rows(path, camera, dataset, first, first + step)
+        return
     for frame in range(dataset.shape[0]):
-        if not compressed:
-            yield _raw(path, camera, dataset, frame)
-            continue
         encoded = _encoded(path, camera, dataset, frame)
         with _opened(path, camera, frame, encoded) as image:
             if (image.height, image.width) != size:
@@ -86,19 +89,20 @@ def frames(path: Path, file: h5py.File, camera: str, colour_order: str = COLOUR_
         yield np.ascontiguousarray(pixels[..., ::-1]) if colour_order == "bgr" else pixels
 
 
-def _raw(path: Path, camera: str, dataset: h5py.Dataset, frame: int) -> np.ndarray:
+def _rows(path: Path, camera: str, dataset: h5py.Dataset, first: int, last: int) -> np.ndarray:
+    """The rows `first` to `last`, exclusive."""
     try:
-        return dataset[frame]
+        return dataset[first:last]
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"Episode {path} cannot be read at image {frame} of the camera {camera!r} ({first_line(error)}): restore "
+            f"Episode {path} cannot be read at image {first} of the camera {camera!r} ({first_line(error)}): restore "
             "or drop it."
         ) from error
 
 
 def _encoded(path: Path, camera: str, dataset: h5py.Dataset, frame: int) -> bytes:
     """One image file without its padding."""
-    row = _raw(path, camera, dataset, frame)
+    row = _rows(path, camera, dataset, frame, frame + 1)[0]
     encoded = row.rstrip(b"\0") if isinstance(row, bytes) else np.asarray(row, dtype=np.uint8).tobytes().rstrip(b"\0")
     if encoded[:2] == b"\xff\xd8" and not encoded.endswith(_END_OF_JPEG):
         raise DataError(

@@ -70,7 +70,7 @@ def export_lerobot(
     if codec not in CODECS:
         raise ConfigError(f"The codec {codec!r} is unknown: choose one of {', '.join(CODECS)}.")
     if crf is not None and not 0 <= crf <= LARGEST_CRF:
-        raise ConfigError(f"A constant rate factor of {crf} is none: give 0 (the original) to {LARGEST_CRF}.")
+        raise ConfigError(f"A constant rate factor of {crf} is none: give 0, the best, to {LARGEST_CRF}.")
     if any(side % 2 for side in ref.contract.image_shape[:2]):
         raise DataError(
             f"Dataset {ref.root} has images of {ref.contract.image_height}x{ref.contract.image_width}, and yuv420p "
