@@ -17,7 +17,9 @@ from roboimi.errors import ConfigError, DataError, EncoderError
 from roboimi.progress import progress_file
 from roboimi.storage.store import open_store
 from roboimi.vla import encode_features as module
+from roboimi.vla.data.dataset_store import push_dataset
 from roboimi.vla.data.feature_cache import COMMIT_NAME, open_feature_cache
+from roboimi.vla.data.manifest import resolve_dataset
 from roboimi.vla.data.simple_robot_dataset import SimpleRobotDataset
 from roboimi.vla.encode_features import encode_features
 from roboimi.vla.models.backbones import SigLIP2DiffusionBackbone
@@ -114,6 +116,7 @@ def encode_two_episodes_then_die(store, ref, encoder):
         written.append(write(*arguments))
         if len(written) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
+        return written[-1]
 
     module.store_episode = store_then_die
     encode_features(store, ref, encoder)
@@ -187,6 +190,24 @@ def test_shards_make_the_same_cache_and_the_last_one_commits(store, ref, encoder
     whole = open_store(tmp_path / "whole")
     assert bytes_of(whole, encode_features(whole, ref, encoders[0])) == bytes_of(store, second)
     assert encode_features(store, ref, encoders[0], shard=(0, 2)).recognised
+
+
+def test_shards_of_two_machines_meet_in_the_store(store, ref, encoders, bucket, tmp_path, monkeypatch):
+    uri = f"s3://{bucket}/store"
+    text = push_dataset(ref, f"s3://{bucket}/datasets/tiny")
+    for index, fetched in ((0, 2), (1, 4)):
+        monkeypatch.setenv("ROBOIMI_CACHE", str(tmp_path / f"machine{index}"))
+        pushed = resolve_dataset(text)
+        encoded = encode_features(open_store(uri), pushed, encoders[0], shard=(index, 2))
+        assert encoded.encoded_episodes == 2
+        here = [entry for entry in pushed.manifest.episodes if pushed.path(entry).exists()]
+        assert len(here) == fetched  # the second one commits, and compares windows of all episodes
+    monkeypatch.setenv("ROBOIMI_CACHE", str(tmp_path / "a third"))
+    cache = open_feature_cache(open_store(uri), ref.digest, digest(encoders[0]))
+    encode_features(store, ref, encoders[0])
+    for entry in ref.manifest.episodes:
+        own = open_feature_cache(store, ref.digest, digest(encoders[0])).episode(entry.file)
+        np.testing.assert_array_equal(cache.episode(entry.file), own)
 
 
 def test_parity_stops_a_cache_that_differs_from_the_encoder(store, ref, encoders, monkeypatch):
