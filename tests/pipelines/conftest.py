@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,13 @@ def pipelines_environment(temporary: Path) -> dict[str, str]:
 def run_pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`run_pipelines("compile", "-o", ...)`: run `python -m pipelines` from the checkout."""
 
-    environment = pipelines_environment(tmp_path_factory.mktemp("temporary"))
+    own = pipelines_environment(tmp_path_factory.mktemp("temporary"))
 
-    def run(*arguments: str, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    def run(
+        *arguments: str, timeout: float = 120, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "pipelines", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout)
+        variables = {**own, **(environment or {})}
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=timeout)
 
     return run
