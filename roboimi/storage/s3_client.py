@@ -69,6 +69,9 @@ _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"}
 
 T = TypeVar("T")
 
+_chance = random.SystemRandom()
+"""Not the global generator: its state belongs to the training whose checkpoint may be under way."""
+
 log = logging.getLogger(__name__)
 
 
@@ -138,7 +141,7 @@ class S3Client:
                     ) from error
                 log.debug("%s: %s; again in %.1f s", what, _reason(error), pause)
             # Spread, so that many clients do not come back at the same moment.
-            time.sleep(pause * random.uniform(0.5, 1.0))
+            time.sleep(pause * _chance.uniform(0.5, 1.0))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     @property

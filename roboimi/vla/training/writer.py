@@ -23,6 +23,8 @@ SHARE_OF_THREAD = 0.5
 """Of the time to finish: after it, a snapshot that still waits is spooled by whoever waits for it."""
 
 log = logging.getLogger(__name__)
+_chance = random.SystemRandom()
+"""Not the global generator: its state is part of what is saved."""
 
 
 class CheckpointWriter:
@@ -152,7 +154,7 @@ class CheckpointWriter:
                 if pause == FIRST_PAUSE_S:
                     self._alarm(f"the store does not answer, checkpoints wait on this machine: {error}")
                 # Spread, so that many trainings do not come back at the same moment.
-                self._rest(pause * random.uniform(0.7, 1.0))
+                self._rest(pause * _chance.uniform(0.7, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             except DiskFullError as error:
                 self._no_room = error
