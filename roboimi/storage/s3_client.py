@@ -129,7 +129,7 @@ class S3Client:
                 if isinstance(error, S3Error) and error.code in _ANSWERS:
                     raise
                 if refusal := self._refusal(error):
-                    raise StoreAccessError(f"{what[0].upper()}{what[1:]} in {self._where}: {refusal}.") from error
+                    raise StoreAccessError(f"The object store {self._where} refuses {what}: {refusal}.") from error
                 if not _is_passing(error):
                     raise
                 now = time.monotonic()

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from roboimi.cli import main
-from roboimi.errors import DataError
+from roboimi.errors import ConfigError, DataError
 from roboimi.storage.store import open_store
-from roboimi.vla.data.dataset_store import EPISODES, push_dataset, verify_pushed
+from roboimi.vla.data.dataset_store import EPISODES, pull_dataset, push_dataset, verify_pushed
 from roboimi.vla.data.manifest import resolve_dataset
 from roboimi.vla.data.simple_robot_dataset import SimpleRobotDataset
 
@@ -42,6 +42,22 @@ def test_a_dataset_comes_back_as_it_was(small, uri, tmp_path, capsys):
     for entry in small.manifest.episodes:
         assert pulled.path(entry).read_bytes() == small.path(entry).read_bytes()
     assert main(["dataset", "pull", text, str(tmp_path / "pulled")]) == 0
+
+
+def test_a_pull_goes_on_in_its_own_folder_and_into_no_other(small, uri, tmp_path, tiny_dataset_maker):
+    ref, out = resolve_dataset(push_dataset(small, uri)), tmp_path / "out"
+    out.mkdir()
+    (out / "episode_000002.hdf5").write_bytes(b"cut sho")
+    pulled = pull_dataset(ref, out)
+    assert [pulled.path(entry).read_bytes() for entry in pulled.manifest.episodes] == [
+        small.path(entry).read_bytes() for entry in small.manifest.episodes
+    ]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("")
+    with pytest.raises(ConfigError, match=r"holds other things \(chapter\.tex\)"):
+        pull_dataset(ref, tmp_path / "thesis")
+    with pytest.raises(ConfigError, match="holds another dataset"):
+        pull_dataset(ref, tiny_dataset_maker(frames=4, image_size=(32, 32), cameras=["top"]).root)
 
 
 def test_only_the_episodes_that_are_read_are_fetched(small, uri):

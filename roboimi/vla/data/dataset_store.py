@@ -107,12 +107,17 @@ def pull_dataset(ref: DatasetRef, out: Path) -> DatasetRef:
         out: a folder that is empty or not there, or that an earlier pull began.
 
     Raises:
-        ConfigError: `out` is another dataset.
+        ConfigError: `out` is another dataset, or holds other things.
         DataError, StoreError: as in `DatasetRef.bring`.
     """
     out = out.expanduser().absolute()
     if (out / MANIFEST_NAME).exists() and read_manifest(out).digest != ref.digest:
         raise ConfigError(f"Folder {out} holds another dataset: name a folder that is not there yet.")
+    expected = {MANIFEST_NAME, *(entry.file for entry in ref.manifest.episodes)}
+    if not (out / MANIFEST_NAME).exists() and out.exists():
+        others = [path.name for path in out.iterdir() if path.name not in expected and not path.name.startswith(".")]
+        if others:
+            raise ConfigError(f"Folder {out} holds other things ({min(others)}): name a folder that is not there yet.")
     ref.bring()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
