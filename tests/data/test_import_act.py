@@ -136,6 +136,24 @@ def test_both_colour_orders_with_and_without_lengths(tmp_path, order, lengths):
         assert np.abs(episode.images([2])[0] - drawn(2)).mean() < 3
 
 
+@pytest.mark.parametrize("dtype", [h5py.vlen_dtype(np.uint8), "S4000"])
+def test_rows_of_their_own_length_and_no_attribute(tmp_path, dtype):
+    (tmp_path / "aloha").mkdir()
+    path = tmp_path / "aloha" / "episode_0.hdf5"
+    aloha_episode(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["compress"]
+        for camera in ("cam_high", "cam_low"):
+            encoded = [jpeg(picture(camera, frame)) for frame in range(FRAMES)]
+            del file[f"observations/images/{camera}"]
+            rows = file.create_dataset(f"observations/images/{camera}", (FRAMES,), dtype)
+            for row, data in enumerate(encoded):
+                rows[row] = np.bytes_(data) if dtype == "S4000" else np.frombuffer(data, np.uint8)
+    ref = import_act(tmp_path / "aloha", tmp_path / "out", default_fps=50, image_size=None)
+    with first_episode(ref) as episode:
+        assert np.abs(episode.images([2])[0] - drawn(2)).mean() < 3
+
+
 def test_raw_frames_are_resized_as_in_rollouts_and_clocks_are_kept(tmp_path):
     (tmp_path / "aloha").mkdir()
     path = tmp_path / "aloha" / "episode_0.hdf5"

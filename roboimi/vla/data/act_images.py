@@ -32,9 +32,9 @@ FRAMES_AT_A_TIME = 32
 _END_OF_JPEG = b"\xff\xd9"
 
 
-def is_compressed(file: h5py.File, dataset: h5py.Dataset) -> bool:
-    """Whether a camera's images are encoded, one a row."""
-    return (bool(file.attrs.get("compress", False)) and dataset.ndim != 4) or dataset.ndim in (1, 2)
+def is_compressed(dataset: h5py.Dataset) -> bool:
+    """Whether a camera's images are encoded: one a row, padded or of its own length. The attribute may be missing."""
+    return dataset.ndim in (1, 2)
 
 
 def image_size(path: Path, file: h5py.File, camera: str) -> tuple[int, int]:
@@ -44,7 +44,7 @@ def image_size(path: Path, file: h5py.File, camera: str) -> tuple[int, int]:
         DataError: they are no images, or there are none.
     """
     dataset = get_dataset(file, image_name(camera))
-    if is_compressed(file, dataset):
+    if is_compressed(dataset):
         if not dataset.shape[0]:
             raise DataError(f"Episode {path} has no image of the camera {camera!r}: record it again.")
         with _opened(path, camera, 0, _encoded(path, camera, dataset, 0)) as image:
@@ -71,7 +71,7 @@ def frames(path: Path, file: h5py.File, camera: str, colour_order: str = COLOUR_
     """
     size = image_size(path, file, camera)
     dataset = get_dataset(file, image_name(camera))
-    if not is_compressed(file, dataset):
+    if not is_compressed(dataset):
         # A chunk of several frames is unpacked once, not once a frame.
         step = min(dataset.chunks[0], FRAMES_AT_A_TIME) if dataset.chunks else 1
         for first in range(0, dataset.shape[0], step):

@@ -180,7 +180,7 @@ def _images(
                 f"Episode {path} has {dataset.shape[0] if dataset.shape else 0} images of the camera {camera!r} for "
                 f"{rows} rows: record it again, or drop it."
             )
-        if act_images.is_compressed(file, dataset):
+        if act_images.is_compressed(dataset):
             notes.compressed.add(camera)
         streams[camera] = act_images.frames(path, file, camera, colour_order)
     size = (contract.image_height, contract.image_width)

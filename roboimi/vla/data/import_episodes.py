@@ -154,7 +154,7 @@ def _table(path: Path, dataset: h5py.Dataset, name: str) -> int:
 
 
 def _image_size(path: Path, file: h5py.File, camera: str, decode: bool) -> tuple[int, int]:
-    if not decode and act_images.is_compressed(file, get_dataset(file, image_name(camera))):
+    if not decode and act_images.is_compressed(get_dataset(file, image_name(camera))):
         raise DataError(
             f"Episode {path} holds compressed images (camera {camera!r}): have them decoded with `roboimi import act "
             f"{path.parent} OUT`."
