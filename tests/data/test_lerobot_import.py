@@ -238,6 +238,14 @@ def test_depth_is_not_taken_for_colour(root, tmp_path):
         import_lerobot(root, tmp_path / "again", cameras=["wrist"])
 
 
+def test_two_cameras_of_one_name_are_refused(root, tmp_path):
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["top"] = {"dtype": "image", "shape": [32, 48, 3]}
+    edit_info(root, features=info["features"])
+    with pytest.raises(DataError, match="two cameras of one name"):
+        import_lerobot(root, tmp_path / "out")
+
+
 def test_nothing_is_written_over(root, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")

@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -106,7 +106,10 @@ def camera_name(key: str) -> str:
 
 
 def _cameras(dataset: lerobot.LeRobotDataset, wanted: Sequence[str] | None) -> dict[str, lerobot.Feature]:
-    there = {camera_name(key): feature for key, feature in dataset.features.items() if feature.is_camera}
+    keys = [key for key, feature in dataset.features.items() if feature.is_camera]
+    there = {camera_name(key): dataset.features[key] for key in keys}
+    if len(there) != len(keys):
+        raise DataError(f"{dataset.root} has two cameras of one name in {', '.join(keys)}: rename one.")
     colour = [name for name, feature in there.items() if not feature.is_depth and 3 in feature.shape]
     chosen = tuple(wanted or colour)
     if not chosen:
@@ -198,7 +201,7 @@ class _Frames:
             )
         return resize_frame(image, self.size)
 
-    def __enter__(self) -> "_Frames":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
