@@ -20,6 +20,7 @@ examples:
   roboimi record datasets/transfer_cube --episodes 100
   roboimi import act ~/episodes
   roboimi validate datasets/transfer_cube
+  roboimi dataset push datasets/transfer_cube s3://bucket/datasets/transfer_cube
 """
 
 

@@ -31,11 +31,6 @@ _ANSWERS = {"NoSuchKey", "NoSuchUpload", "PreconditionFailed", "NotModified"}
 """S3 error codes that answer a question of the caller."""
 
 _PASSING = {
-    "InternalError",
-    "ServiceUnavailable",
-    "SlowDown",
-    "SlowDownRead",
-    "SlowDownWrite",
     "RequestTimeout",
     "OperationAborted",
     "ConditionalRequestConflict",
@@ -43,10 +38,10 @@ _PASSING = {
     "XAmzContentSHA256Mismatch",
     "XAmzContentChecksumMismatch",
     "IncompleteBody",
-    "XMinioServerNotInitialized",
     "Throttling",
     "TooManyRequests",
 }
+"""S3 error codes below HTTP status 500 that another attempt can cure; from 500 on nearly all are of that kind."""
 
 _REFUSALS = {
     "NoSuchBucket": "the bucket is not there: create it, or correct --store",
@@ -151,7 +146,8 @@ class S3Client:
     def _refusal(self, error: Exception) -> str | None:
         """Why trying again cannot help, or None where it can."""
         if isinstance(error, S3Error):
-            if error.code in _PASSING:
+            busy = error.response.status >= 500 and error.code not in _REFUSALS
+            if busy or error.code in _PASSING:
                 return None
             return _REFUSALS.get(str(error.code)) or f"refused with {error.code} ({error.message})"
         cause = _innermost(error)

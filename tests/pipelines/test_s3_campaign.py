@@ -34,7 +34,7 @@ def test_a_campaign_on_a_missing_bucket_ends_at_once_in_a_sentence(s3_environmen
     out, err = capfd.readouterr()
     assert code == StoreAccessError.exit_code
     assert err.count("\n") == 1
-    assert "no-such-bucket: the bucket is not there: create it, or correct --store." in err
+    assert "no-such-bucket refuses opening the store: the bucket is not there: create it, or correct --store." in err
     assert s3_environment["AWS_SECRET_ACCESS_KEY"] not in out + err
 
 

@@ -48,7 +48,7 @@ def test_wrong_credentials_say_which(change, sentence, bucket, monkeypatch, mini
 
 
 def test_a_missing_bucket_is_named(s3_environment):
-    with pytest.raises(StoreAccessError, match="no-such-bucket: the bucket is not there: create it"):
+    with pytest.raises(StoreAccessError, match=r"no-such-bucket refuses .*: the bucket is not there: create it"):
         open_store("s3://no-such-bucket/store")
 
 
