@@ -16,6 +16,7 @@ from roboimi.storage import s3_store
 from roboimi.storage.s3_store import S3Store
 from roboimi.vla.data.dataset_store import push_dataset
 from roboimi.vla.data.manifest import resolve_dataset
+from roboimi.vla.training.retention import SEEN, Retention
 
 POLICIES = Path(__file__).resolve().parents[2] / "manifests/policies"
 PLACES = {
@@ -39,7 +40,7 @@ ALLOWED = {
     },
     "gc": {
         "checkpoint": {"list", "get", "delete", "delete many"},
-        "record": {"list", "get", "delete", "delete many"},
+        "record": {"list"},
         "dataset": set(),
         "elsewhere": set(),
     },
@@ -123,6 +124,23 @@ def test_a_trainer_can_do_its_work(bucket, become, tmp_path, monkeypatch, tiny_d
     store.fetch("trainings/k/checkpoints/1")
     store.remove("trainings/k/checkpoints/1", "MANIFEST.json")
     assert store.list("trainings/k") == ["LATEST.json"]
+
+
+def test_garbage_collection_can_do_its_work(bucket, become):
+    root = S3Store(f"s3://{bucket}/store")
+    for name in ("00000001-e1-00000000", "00000002-e1-00000000"):
+        (root.folder(f"trainings/k/checkpoints/{name}") / "model.safetensors").write_bytes(b"x")
+    root.publish("trainings/k/checkpoints/00000001-e1-00000000", "MANIFEST.json", {"step": 1})
+    become("gc")
+    store = S3Store(f"s3://{bucket}/store")
+    assert store.committed("trainings/k/checkpoints/00000001-e1-00000000", "MANIFEST.json") == {"step": 1}
+    retention = Retention(store, "trainings/k", keep=1, epoch=-1)
+    assert retention.removable(["00000002-e1-00000000"], {}, (), whole=(), damaged=()) == []
+    assert list(store.read_json(f"trainings/k/{SEEN}")) == ["00000002-e1-00000000"]
+    store.remove("trainings/k/checkpoints/00000001-e1-00000000", "MANIFEST.json")
+    assert store.list("trainings/k/checkpoints") == []
+    with pytest.raises(StoreAccessError, match="no right"):
+        store.write_json("trainings/k/LATEST.json", {})
 
 
 def test_a_reader_reads_and_is_told_when_it_would_write(bucket, become):
