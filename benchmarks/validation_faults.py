@@ -8,6 +8,7 @@ episode (`Sample`), into the bytes of its file, or into the dataset around it. U
 import dataclasses
 import io
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from roboimi.vla.data.episode import ACTION, IMAGES, STATE, TIMESTAMP
+from roboimi.vla.data.episode import ACTION, IMAGES, STATE, TIMESTAMP, image_name
 from roboimi.vla.data.manifest import DatasetRef, EpisodeEntry
+from roboimi.vla.data.validate.pictures import CameraFacts, watch
 from roboimi.vla.data.validate.view import EpisodeView
 
 Frames = tuple[int, int] | None
@@ -77,8 +79,18 @@ class MemoryView(EpisodeView):
                 file.create_dataset(name, data=values)
         file.attrs.update(sample.attrs)
         self.__dict__["file"] = file
-        if facts is not None and not sample.touched:
-            self.__dict__["cameras"] = facts
+        self._facts = facts or {}
+        self._touched = sample.touched
+
+    @cached_property
+    def cameras(self) -> dict[str, CameraFacts]:
+        """As of any episode, touched cameras looked at anew."""
+        return {
+            camera: watch(self.datasets[image_name(camera)])
+            if camera in self._touched or camera not in self._facts
+            else self._facts[camera]
+            for camera in self.contract.cameras
+        }
 
 
 Plant = Callable[[Sample, np.random.Generator, float], Frames]

@@ -15,7 +15,7 @@ import numpy as np
 
 from roboimi.errors import DataError
 
-MOST_OBJECTS = 10_000
+MOST_OBJECTS = 1000
 """Objects of one file that are looked at; an episode has about ten."""
 
 MOST_DEPTH = 32

@@ -1,12 +1,12 @@
 """Checks of one episode's file: its bytes, what it links to, and whether it is what HDF5 can safely read."""
 
+import hashlib
 from collections.abc import Iterator
 
 import h5py
 import numpy as np
 
 from roboimi.errors import DataError
-from roboimi.storage.keys import sha256_file
 from roboimi.vla.data.episode import IMAGES
 from roboimi.vla.data.hdf5 import BUILT_IN_FILTERS, Foreign, first_line, foreign_filters, has_references
 from roboimi.vla.data.validate.check import DAMAGE, Problem, Stage, check
@@ -20,11 +20,13 @@ REPACK = "write a clean copy with `roboimi validate DATASET --repack OUT`"
 
 MOST_NAME = 255
 
+_HASH_BLOCK = 4 * 2**20
+
 
 @check("E02-content-hash", Stage.CONTENT)
 def content_hash(episode: EpisodeView, limits: Limits) -> Iterator[Problem]:
     """The file is there, and its bytes are those that were hashed at ingest."""
-    if episode.path.is_symlink() or not episode.path.is_file():
+    if not episode.is_plain_file:
         there = episode.path.is_symlink() or episode.path.exists()
         what = "it is no plain file" if there else "the manifest lists it and it is not there"
         yield Problem(what, RESTORE)
@@ -32,7 +34,7 @@ def content_hash(episode: EpisodeView, limits: Limits) -> Iterator[Problem]:
     size = episode.path.stat().st_size
     if size != episode.entry.bytes:
         yield Problem(f"it has {size} bytes, not {episode.entry.bytes} as the manifest says", RESTORE)
-    elif sha256_file(episode.path) != episode.entry.sha256:
+    elif _sha256(episode) != episode.entry.sha256:
         yield Problem("its bytes are not those that the manifest was made of", RESTORE)
 
 
@@ -117,6 +119,15 @@ def chunk_layout(episode: EpisodeView, limits: Limits) -> Iterator[Problem]:
         if unpacked > limits.max_image_reads:
             what = f"reading one image unpacks {unpacked:.0f} images (chunks of {dataset.chunks})"
             yield Problem(what, REPACK, dimension=f"/{name}")
+
+
+def _sha256(episode: EpisodeView) -> str:
+    digest = hashlib.sha256()
+    with open(episode.path, "rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+            episode.beat()
+    return digest.hexdigest()
 
 
 def _objects(episode: EpisodeView) -> dict[str, h5py.Dataset | Foreign]:

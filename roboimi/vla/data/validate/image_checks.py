@@ -14,7 +14,9 @@ from roboimi.vla.data.validate.view import EpisodeView
 _SMOOTHING = 15
 """Rows of the running mean that is taken off before images and joints are compared."""
 
-_LEAST_CORRELATION = 0.4
+_LEAST_CORRELATION = 0.6
+_CLEARLY_BETTER = 0.06
+"""By how much the correlation at another shift must exceed that at none."""
 
 
 @check("E14-frozen-camera", Stage.VALUES)
@@ -37,11 +39,11 @@ def camera_lag(episode: EpisodeView, limits: Limits) -> Iterator[Problem]:
     joints = paired_dims(episode.contract, limits)[:, 1] if episode.contract.action_dim else []
     moving = state[:, joints if len(joints) else slice(None)]
     lags = {
-        camera: lag(facts.change[1:], np.abs(np.diff(moving, axis=0)).sum(axis=1), episode.contract.fps)
+        camera: lag(facts.change[1:], np.abs(np.diff(moving, axis=0)), episode.contract.fps)
         for camera, facts in episode.cameras.items()
     }
     if not any(value is not None for value in lags.values()):
-        raise NotApplicable("the pictures do not follow the joints closely enough to compare them in time")
+        raise NotApplicable("it is short, or its pictures do not follow the joints closely enough")
     for camera, value in lags.items():
         if value is not None and abs(value) > limits.lag_frames:
             what = f"its pictures are {abs(value):.1f} frames {'behind' if value > 0 else 'ahead of'} the joints"
@@ -59,39 +61,50 @@ def blank_image(episode: EpisodeView, limits: Limits) -> Iterator[Problem]:
             yield Problem(f"the picture is {kind}", RECORD_AGAIN, (first, last), camera)
 
 
-def lag(change: np.ndarray, speed: np.ndarray, fps: int) -> float | None:
-    """Frames by which pictures follow the joints; None where the two do not go together.
+def lag(change: np.ndarray, steps: np.ndarray, fps: int) -> float | None:
+    """Frames by which pictures follow the joints; 0 where they are in time or it cannot be told, None without relation.
 
-    The peak of the cross-correlation, to a fraction of a frame. Slow trends are taken off first: they correlate at
-    every lag.
+    The changes of the pictures are explained by the steps of all joints (least squares), at every shift in time; the
+    shift that explains most is taken, to a fraction of a frame, if it explains clearly more than none does. Slow trends
+    are taken off first, since they fit at every shift.
 
     Args:
         change: (T - 1,) how much the picture changed at each step.
-        speed: (T - 1,) how much the joints moved at each step.
+        steps: (T - 1, n) how much each joint moved at each step.
         fps: rows a second.
     """
     most = max(4, round(0.25 * fps))
     if len(change) < MIN_ROWS + 2 * most or not np.isfinite(change).all():
         return None
-    pictures, joints = (_without_trend(np.sqrt(values)) for values in (change, speed))
-    inner = slice(most, len(joints) - most)
-    shifts = range(-most, most + 1)
-    scores = [_correlation(np.roll(pictures, -shift)[inner], joints[inner]) for shift in shifts]
-    best = int(np.argmax(scores))
-    if not scores[best] > _LEAST_CORRELATION:
+    inner = slice(most, len(steps) - most)
+    pictures, joints = _without_trend(np.sqrt(change)), _without_trend(np.sqrt(steps))[inner]
+    joints = joints[:, joints.std(axis=0) > 1e-9]
+    if not joints.shape[1]:
         return None
-    if not 0 < best < len(scores) - 1:
+    basis, _ = np.linalg.qr(joints - joints.mean(axis=0))
+    shifts = range(-most, most + 1)
+    explained = np.array([_explained(np.roll(pictures, -shift)[inner], basis) for shift in shifts])
+    best = int(np.argmax(explained))
+    if explained[best] < _LEAST_CORRELATION**2:
+        return None
+    if np.sqrt(explained[best]) - np.sqrt(explained[most]) < _CLEARLY_BETTER:
+        return 0.0
+    if not 0 < best < len(explained) - 1:
         return float(best - most)
-    before, peak, after = scores[best - 1 : best + 2]
-    return best - most + (before - after) / (2 * (before - 2 * peak + after))
+    before, peak, after = explained[best - 1 : best + 2]
+    return best - most + float((before - after) / (2 * (before - 2 * peak + after)))
 
 
 def _without_trend(values: np.ndarray) -> np.ndarray:
-    weight = np.convolve(np.ones(len(values)), np.ones(_SMOOTHING), "same")
-    return values - np.convolve(values, np.ones(_SMOOTHING), "same") / weight
+    """Minus the running mean along the first axis."""
+    window = np.ones(_SMOOTHING)
+    weight = np.convolve(np.ones(len(values)), window, "same")
+    trend = np.apply_along_axis(lambda series: np.convolve(series, window, "same") / weight, 0, values)
+    return values - trend
 
 
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    power = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum()) / power if power > 0 else 0.0
+def _explained(values: np.ndarray, basis: np.ndarray) -> float:
+    """Share of the variance of `values` that lies in the span of `basis`."""
+    values = values - values.mean()
+    power = float(values @ values)
+    return float(((basis.T @ values) ** 2).sum()) / power if power > 0 else 0.0

@@ -23,6 +23,8 @@ from roboimi.errors import RoboimiError
 from roboimi.vla.data.hdf5 import first_line
 from roboimi.vla.data.validate.sandbox import clean_environment
 
+COMMAND = (sys.executable, "-s", "-P", "-m", "roboimi.vla.data.validate.worker")
+
 SILENCE_S = 30.0
 """Longest time without a sign of life."""
 
@@ -61,7 +63,7 @@ class Parser:
         self._buffer = bytearray()
         root = Path(roboimi.__file__).resolve().parents[1]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "roboimi.vla.data.validate.worker"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

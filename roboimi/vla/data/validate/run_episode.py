@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from roboimi.vla.data.manifest import DatasetRef, EpisodeEntry
-from roboimi.vla.data.validate.check import EPISODE_STAGES, GATES, Check
+from roboimi.vla.data.validate.check import EPISODE_STAGES, GATES, Check, Stage
 from roboimi.vla.data.validate.finding import Finding, printable
 from roboimi.vla.data.validate.limits import Limits
 from roboimi.vla.data.validate.registry import checks_of
@@ -81,6 +81,8 @@ def check_view(view: EpisodeView, limits: Limits) -> EpisodeResult:
             outcome = _run(check, view, limits, not_applicable)
             stage_findings += outcome
         findings += stage_findings
+        if stage is Stage.CONTENT and not view.is_plain_file:
+            return EpisodeResult(tuple(findings), finished=False, not_applicable=not_applicable)
         if stage in GATES and any(finding.severity == "ERR" for finding in stage_findings):
             return EpisodeResult(tuple(findings), finished=False, not_applicable=not_applicable)
     return EpisodeResult(tuple(findings), True, not_applicable, summarise(view, limits))

@@ -17,6 +17,7 @@ MEMORY_BYTES = 2 * 2**30
 MOST_OPEN_FILES = 64
 
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "COVERAGE_PROCESS_START")
+_NOWHERE = "/nonexistent"
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 
@@ -30,7 +31,10 @@ def clean_environment(package_root: Path) -> dict[str, str]:
     return kept | {
         "PYTHONPATH": str(package_root),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": _NOWHERE,
         "HDF5_PLUGIN_PRELOAD": "::",
+        # For a file that it does not know, HDF5 looks for connectors in its plug-in folders even so.
+        "HDF5_PLUGIN_PATH": _NOWHERE,
         "HDF5_USE_FILE_LOCKING": "FALSE",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

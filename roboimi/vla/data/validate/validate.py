@@ -152,13 +152,18 @@ def write_findings(path: Path, findings: Iterable[Finding]) -> None:
 
 def _run(ref: DatasetRef, limits: Limits, pool: Pool) -> tuple[ValidationReport, list[EpisodeSummary]]:
     """The report, and the summaries of the episodes that were looked at to the end."""
-    findings = [f for check in checks_of(Stage.DATASET) for f in check.run(ref, limits).findings]
+    not_applicable: dict[str, dict[str, Any]] = {}
+    findings = []
+    for check in checks_of(Stage.DATASET):
+        outcome = check.run(ref, limits)
+        findings += outcome.findings
+        if outcome.not_applicable is not None:
+            not_applicable[check.code] = {"episodes": 0, "reason": outcome.not_applicable}
     results = _episode_results(ref, pool)
     findings += [finding for result in results for finding in result.findings]
     unfinished = [
         entry.file for entry, result in zip(ref.manifest.episodes, results, strict=True) if not result.finished
     ]
-    not_applicable: dict[str, dict[str, Any]] = {}
     for result in results:
         for code, reason in result.not_applicable.items():
             not_applicable.setdefault(code, {"episodes": 0, "reason": reason})["episodes"] += 1

@@ -108,11 +108,12 @@ def jump(episode: EpisodeView, limits: Limits) -> Iterator[Problem]:
         raise NotApplicable(f"it has fewer than {MIN_ROWS} rows")
     steps = np.abs(np.diff(state, axis=0))
     most = limits.jump_ratio * usual_steps(state)
+    most[list(limits.gripper_dims(episode.contract.state_names))] = np.inf  # grippers snap shut
     if limits.state_velocity is not None:
         most = np.fmin(most, np.array(limits.state_velocity) * (1 + limits.limit_margin) / episode.contract.fps)
     for column in range(state.shape[1]):
         bad = np.flatnonzero(steps[:, column] > most[column])
-        if len(bad) and most[column] > 0:
+        if len(bad):
             worst = bad[np.argmax(steps[bad, column])]
             what = f"it moves by {steps[worst, column]:.3g} within a frame, where {most[column]:.3g} would be much"
             yield Problem(what, RECORD_AGAIN, (int(bad[0]), int(bad[-1]) + 1), dimension_name(episode, STATE, column))

@@ -46,6 +46,11 @@ class EpisodeView:
         """The dataset's contract."""
         return self.ref.contract
 
+    @property
+    def is_plain_file(self) -> bool:
+        """Whether there is a file, and neither a link nor something that is read from without end."""
+        return not self.path.is_symlink() and self.path.is_file()
+
     @cached_property
     def file(self) -> h5py.File:
         """The open file.
