@@ -31,9 +31,11 @@ build() { # NAME MODULE [NAME THAT GO GIVES IT]
   # Built beside its place and renamed: a build cut short leaves nothing that looks finished.
   local partial
   partial=$(mktemp -d "$bin/.building-XXXXXX")
-  if GOBIN=$partial CGO_ENABLED=0 go install -trimpath -ldflags="-s -w" "$2" && mv "$partial/${3:-$1}" "$bin/$1"; then
+  if GOBIN=$partial CGO_ENABLED=0 go install -trimpath -ldflags="-s -w" "$2" 2>"$partial/log"; then
+    mv "$partial/${3:-$1}" "$bin/$1"
     rm -rf "$partial"
   else
+    tail -n 5 "$partial/log" >&2
     rm -rf "$partial"
     return 1
   fi

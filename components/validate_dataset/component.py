@@ -17,7 +17,7 @@ def validate_dataset(
     """Check every episode against the manifest and the contract; any error finding fails the step.
 
     Args:
-        dataset: Reference of the dataset, PATH@sha256:DIGEST.
+        dataset: Reference of the dataset, PATH@sha256:DIGEST or s3://BUCKET/NAME@sha256:DIGEST.
         dataset_digest: The digest alone; with it the cache of Kubeflow Pipelines sees the content.
         store: URI of the store.
         job_id: Run id of the campaign; empty to take it from the pod.
