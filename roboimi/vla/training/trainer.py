@@ -61,6 +61,8 @@ class Trainer:
     ):
         self._watchdog = watchdog or Watchdog()
         self.agent = agent.train()
+        if settings.compile:
+            compile_head(agent.head)
         self.origin = dict(origin or {})
         self.settings = settings
         self.step = self.skipped = 0
@@ -104,7 +106,7 @@ class Trainer:
         loaded = time.perf_counter()
         set_learning_rate(self.optimizer, self.rate(self.step))
         self._generator.manual_seed(step_seed(self.settings.seed, self.step))
-        loss, parts = self.agent.compute_loss(batch, self._generator)
+        loss, parts = self._loss(batch)
         loss.backward()
         norm = clip_gradients(self._parameters, self.settings.grad_clip)
         # One transfer from the device for all that is logged, and for the decision whether to take the update.
@@ -122,12 +124,18 @@ class Trainer:
         self.seconds += ended - started
         return values[0]
 
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective in the configured precision; it takes its derivative along the trajectory in float32 itself."""
+        lower = self.settings.precision == "bfloat16"
+        with torch.autocast(self.agent.device.type, dtype=torch.bfloat16, enabled=lower):
+            return self.agent.compute_loss(batch, self._generator)
+
     @torch.no_grad()
     def held_out_loss(self, batches: list[Batch]) -> float:
         """Mean loss of the averaged weights over `batches`, with the same noise and times at every call."""
         with self.evaluating():
             self._generator.manual_seed(step_seed(self.settings.seed, -1))
-            losses = torch.stack([self.agent.compute_loss(batch, self._generator)[0] for batch in batches])
+            losses = torch.stack([self._loss(batch)[0] for batch in batches])
         return losses.mean().item()
 
     @contextlib.contextmanager
@@ -166,3 +174,9 @@ class Trainer:
         self.step, self.skipped = snapshot.step, snapshot.state["skipped"]
         self.seconds = snapshot.state["seconds"]
         self.window = Window(snapshot.state["window"])
+
+
+def compile_head(head: torch.nn.Module) -> None:
+    """Compile both passes of the head, that with gradients and the derivative, in place; names of weights stay."""
+    head.compile()
+    head.jvp = torch.compile(head.jvp)
