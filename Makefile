@@ -1,24 +1,32 @@
 # make campaign   record demonstrations, then the whole campaign on this machine; again: goes on, or adopts what is done
 # make test       the tests
+# make faults     the fault campaigns at their full length: kills, outages, damage, zombies (about an hour)
 # Options: DATASET=path (your own episodes), ARGS="--steps 500 ..." (see .venv/bin/python -m pipelines run --help)
 
 SHELL := /bin/bash
 python := .venv/bin/python
 dataset_option := $(if $(DATASET),--dataset "$(DATASET)")
 
-.PHONY: campaign test lint lock setup clean
+.PHONY: campaign test faults lint lock setup tools clean
 
 campaign: setup
 	@$(python) -m pipelines run $(dataset_option) $(ARGS)
 
-test: setup lint
+test: setup lint tools
 	@OMP_NUM_THREADS=1 $(python) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+faults: setup tools
+	@OMP_NUM_THREADS=1 $(python) -m pytest -q -m faults --timeout 0 $(ARGS)
 
 lint: setup
 	@$(python) -m ruff check -q . && $(python) -m ruff format -q --check .
 
 setup:
 	@scripts/setup.sh
+
+# MinIO and toxiproxy for the tests of the object store; needs Go, and says so where it is not there.
+tools:
+	@scripts/tools.sh
 
 # Resolve the dependencies anew; the locks carry hashes and no index address.
 lock: setup
