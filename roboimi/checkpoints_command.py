@@ -73,7 +73,7 @@ def add_checkpoints_commands(commands: argparse._SubParsersAction) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     store, console = _open(options.store), Console()
-    if options.training is None and len(_trainings(store)) != 1:
+    if options.training is None and len(_chosen(store, None)) != 1:
         console.print(_trainings_table(store))
         return 0
     for training in _chosen(store, options.training):
@@ -143,7 +143,8 @@ def _gc(options: argparse.Namespace) -> int:
         found = _verified(store, training, checkpoints, most=options.keep)
         sizes = {item.name: item.bytes for item in found}
         for name in checkpoints.removable(note=not options.dry_run):
-            console.print(f"{'would remove' if options.dry_run else 'removed'} {training}/checkpoints/{name}")
+            what = "would remove" if options.dry_run else "removed"
+            console.print(f"{what} {training}/checkpoints/{name}", highlight=False, soft_wrap=True)
             if not options.dry_run:
                 checkpoints.remove(name)
             removed, freed = removed + 1, freed + sizes.get(name, 0)
@@ -281,7 +282,8 @@ def _bar(label: str, total: int) -> Iterator[Any]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(label, total=total)
         yield lambda size: progress.update(task, advance=size)
 

@@ -1,7 +1,7 @@
 """Which checkpoints of a training may go: by rank where they are committed, by age where they never were.
 
 A committed checkpoint goes when `keep` newer ones are known to be good: written by this process, or read and verified
-by it. One that is known to be damaged goes at once. What LATEST names stays.
+by it. One that is known to be damaged goes at once. What LATEST names stays in any case.
 
 A folder without a commit is garbage of a writer that died, or the work of one that lives. It goes at once where its
 writer is this one, or is known to be dead; else after `UNCOMMITTED_AFTER_S`, counted from when it was first seen.
@@ -74,7 +74,7 @@ class Retention:
             damaged: those whose bytes are known not to be.
             note: whether unfinished ones that are seen for the first time are noted.
         """
-        kept = self._worth_keeping(commits, whole, damaged) | (set(announced) - set(damaged))
+        kept = self._worth_keeping(commits, whole, damaged) | set(announced)
         uncommitted = [name for name in names if name not in commits]
         return [name for name in commits if name not in kept] + self._abandoned(uncommitted, note)
 
