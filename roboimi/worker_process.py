@@ -5,6 +5,9 @@ import os
 import signal
 import threading
 
+RENDERS_ONLY = "ROBOIMI_RENDERS_ONLY"
+"""Environment variable: this process never imports a deep-learning library, so it need not be protected from one."""
+
 
 def begin_worker_process() -> None:
     """Prepare this spawned process; call it before anything that makes an OpenGL context."""
@@ -12,6 +15,7 @@ def begin_worker_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Mesa's own threads would compete with the other workers. Read when the context is made.
     os.environ.setdefault("LP_NUM_THREADS", "0")
+    os.environ[RENDERS_ONLY] = "1"
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

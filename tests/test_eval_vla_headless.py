@@ -12,7 +12,7 @@ from roboimi.vla.agent import VLAAgent
 from roboimi.vla.build import build_agent
 from roboimi.vla.config import TaskConfig, TrainRun, compose_config
 from roboimi.vla.eval_vla import rollout_validation
-from roboimi.vla.rollouts.task_env import env_factory, render_frames
+from roboimi.vla.rollouts.task_env import env_factory
 
 SEED = 50_000
 TINY_HEAD = ["head=small", "head.n_emb=32", "head.n_layer=1", "head.n_head=2"]
@@ -69,7 +69,8 @@ def test_the_backbone_gets_256_by_256(agent: VLAAgent, task: TaskConfig, seen: l
     assert agent.vision_backbone.eval_image_resize_shape == (256, 256)
     env = env_factory(task)()
     env.reset(seed=SEED)
-    raw = render_frames(env, task.cameras)
+    # One camera at a time and from the environment itself: what is compared must not come from what is tested.
+    raw = [env.unwrapped.render_cameras([name])[name] for name in task.cameras]
     env.close()
     assert all(min(frame.shape[:2]) > 256 for frame in raw)
 
@@ -83,6 +84,9 @@ def test_the_backbone_gets_256_by_256(agent: VLAAgent, task: TaskConfig, seen: l
     as_recorded = np.stack([resize_frame(frame, (256, 256)) for frame in raw])
     for step in range(agent.obs_horizon):  # at the start the history repeats the first frame
         np.testing.assert_array_equal(seen[0][0, step].numpy(), as_recorded)
+    red, _, blue = np.moveaxis(seen[0][0, 0].numpy().astype(int), -1, 0)  # (V, H, W) each
+    assert ((red - blue > 60).sum(axis=(1, 2)) > 100).all()  # the cube is red, not blue
+    assert not (blue - red > 60).any()
 
 
 def test_a_new_chunk_sees_new_frames(agent: VLAAgent, task: TaskConfig, seen: list[torch.Tensor]):

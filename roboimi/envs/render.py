@@ -7,10 +7,15 @@ thread that made it, and is made on the first frame.
 A renderer that nobody closed frees nothing when Python collects it: the collector runs at any moment and in any thread,
 and a context freed in the middle of another renderer's frame leaves that frame black. Its context waits until its own
 thread next makes, uses or closes a renderer.
+
+Mesa's software rasteriser and triton, which torch imports when it pleases, each bring an LLVM, and the one that is
+loaded second binds to the symbols of the first. Mesa first and triton second is a segmentation fault; the other way
+round both work. So triton is loaded before the first context, except in worker processes, which never import torch.
 """
 
 import atexit
-import importlib
+import contextlib
+import importlib.util
 import os
 import sys
 import threading
@@ -22,6 +27,7 @@ import mujoco
 import numpy as np
 
 from roboimi.errors import ConfigError, RenderError
+from roboimi.worker_process import RENDERS_ONLY
 
 _MAX_GEOMS = 1000
 _PLAIN_SHADING = {mujoco.mjtRndFlag.mjRND_SHADOW: 0, mujoco.mjtRndFlag.mjRND_REFLECTION: 0}
@@ -170,6 +176,18 @@ def _camera_id(model: mujoco.MjModel, name: str) -> int:
     return found
 
 
+def prepare_for_gl() -> None:
+    """Load what must be loaded before OpenGL; every context of this module does it by itself."""
+    if (
+        "triton._C.libtriton" in sys.modules
+        or os.environ.get(RENDERS_ONLY)
+        or importlib.util.find_spec("triton") is None
+    ):
+        return
+    with contextlib.suppress(ImportError):  # a triton that does not load cannot clash with anything
+        importlib.import_module("triton._C.libtriton")
+
+
 def gl_renderer() -> str:
     """Name of the OpenGL renderer of this machine, such as "llvmpipe (LLVM 15, 256 bits)" or "NVIDIA H200/PCIe/SSE2".
 
@@ -193,6 +211,7 @@ def is_software_renderer(name: str | None = None) -> bool:
 
 def _make_context(width: int, height: int) -> Any:
     """Make an OpenGL context current; its absence is reported in many ways, which all mean the same here."""
+    prepare_for_gl()
     try:
         kind = importlib.import_module(_context_module()).GLContext
         gl = kind.__new__(kind)

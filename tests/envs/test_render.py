@@ -1,6 +1,7 @@
 """Frames show the scene the right way up, the cube from every start, and a machine without GL is told what it lacks."""
 
 import gc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -160,6 +161,15 @@ def test_closing_twice_is_harmless_and_a_closed_environment_renders_again():
     env.close()
 
 
+@pytest.fixture
+def collector_off():
+    """Python's collector runs when the test says so, and not before."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector_off")
 def test_a_renderer_that_is_collected_in_the_middle_of_a_frame_leaves_it_alone(env, monkeypatch):
     """Nobody closed it, and Python collects it when it likes: its context must wait, or the frame would be black."""
     place(env, 0.1, 0.5)
@@ -182,6 +192,7 @@ def test_a_renderer_that_is_collected_in_the_middle_of_a_frame_leaves_it_alone(e
     assert render._abandoned == []
 
 
+@pytest.mark.usefixtures("collector_off")
 def test_a_renderer_that_another_thread_collects_waits_for_its_own(env):
     place(env, 0.1, 0.5)
     before = env.render_cameras(["front"])["front"]
@@ -208,6 +219,14 @@ def test_works_without_any_setting_and_ends_silently_though_never_closed():
     done = run_without()
     assert done.stdout.strip() == "frame (32, 32, 3)"
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_can_be_imported_after_a_frame_was_rendered():
+    """Both bring an LLVM; with Mesa's loaded first, importing triton was a segmentation fault."""
+    code = f"{RENDER_ONE_FRAME}\nimport triton._C.libtriton\nprint('alive')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["alive"]), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -196,19 +196,48 @@ def test_an_environment_of_other_dimensions_is_refused(tiny_agent, task):
         rollout_validation(agent, replace(task, action_dim=13), episodes=1)
 
 
-def test_other_cameras_are_refused(trained):
+@pytest.mark.parametrize(
+    "cameras", [["front"], ["front", "left_side", "nowhere"], ["left_side", "front", "right_side"]]
+)
+def test_other_cameras_and_the_same_in_another_order_are_refused(trained, cameras):
     store, checkpoint = trained("siglip2_diffusion", time_limit_s=0.4)
-    fewer = run_of(store, checkpoint, task={"cameras": ["front"], "num_views": 1})
-    with pytest.raises(ConfigError, match="3 cameras"):
-        evaluate(fewer, store=store)
-    unknown = run_of(store, checkpoint, task={"cameras": ["front", "left_side", "nowhere"]})
+    with pytest.raises(ConfigError, match=r"trained with the 3 cameras \['front', 'left_side', 'right_side'\]"):
+        run_of(store, checkpoint, task={"cameras": cameras, "num_views": len(cameras)})
+
+
+def test_cameras_are_no_matter_to_a_policy_that_does_not_see(trained):
+    store, checkpoint = trained("blind")
+    run_of(store, checkpoint, task={"cameras": ["top"], "num_views": 1})
+
+
+def test_a_camera_that_the_environment_lacks_is_refused(short_task, tiny_agent):
+    unknown = replace(short_task, cameras=("front", "left_side", "nowhere"))
     with pytest.raises(ConfigError, match="nowhere"):
-        evaluate(unknown, store=store)
+        rollout_validation(tiny_agent("siglip2_diffusion"), unknown, episodes=1)
 
 
-@pytest.mark.parametrize("settings", [{"episodes": 0}, {"parallel_envs": 0}])
-def test_no_episodes_are_refused(settings):
-    with pytest.raises(ConfigError, match="must be positive"):
+def test_a_normaliser_without_statistics_is_one_sentence(short_task, tiny_agent):
+    agent = tiny_agent("blind")
+    agent.normalizers["action"].center.fill_(float("nan"))
+    with pytest.raises(PolicyOutputError, match="not finite"):
+        rollout_validation(agent, short_task, episodes=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"episodes": 0}, "must be positive"),
+        ({"parallel_envs": 0}, "must be positive"),
+        ({"workers": -1}, "must not be negative"),
+        ({"first_seed": -1}, "must not be negative"),
+        ({"step_timeout_s": 0}, "must be positive"),
+        ({"num_inference_steps": 0}, "must be positive"),
+        ({"episodes": 2.5}, "whole number"),
+        ({"num_action_steps": [4, 8]}, "whole number"),
+    ],
+)
+def test_settings_that_make_no_evaluation_are_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
         EvalConfig(**settings)
 
 
@@ -271,6 +300,10 @@ def test_the_policy_is_in_eval_mode_while_it_is_rolled_out(short_task, tiny_agen
         (["eval.episodes=0"], 2, "eval.episodes=0"),
         (["eval.episodes=2", "+task.state_dim=13"], 2, "state_dim=14"),
         (["eval.episode=2"], 2, "episode"),
+        (["eval.num_action_steps=16"], 2, "between 1 and pred_horizon - obs_horizon + 1 = 15"),
+        (["eval.num_action_steps=[8,0]"], 2, "num_action_steps=0"),
+        (["eval.num_action_steps=[]"], 2, "cannot be swept"),
+        (["eval.episodes=[2,3]"], 2, "cannot be swept"),
     ],
 )
 def test_the_command_rolls_out_or_says_why_not(trained, monkeypatch, capsys, arguments, code, says):
@@ -283,6 +316,21 @@ def test_the_command_rolls_out_or_says_why_not(trained, monkeypatch, capsys, arg
     if not code:
         assert out.startswith("0 of 2 succeeded: ")
         assert run_command(arguments, monkeypatch, capsys)[1] == out
+
+
+def test_a_sweep_needs_no_training_and_ends_in_a_table(trained, monkeypatch, capsys):
+    store, checkpoint = trained("blind", time_limit_s=0.8)
+    arguments = [f"checkpoint={checkpoint}", f"store={store.uri}", "filmstrips=false", "videos=0"]
+    arguments += ["eval.episodes=2", "eval.workers=0", "eval.num_action_steps=[4,15]", "eval.num_inference_steps=[1,2]"]
+    code, out, err = run_command(arguments, monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    table = [line.split() for line in out.splitlines()[4:]]
+    assert table[0][:3] == ["Ta", "NFE", "success"]
+    assert [row[:2] for row in table[1:]] == [["4", "1"], ["4", "2"], ["15", "1"], ["15", "2"]]
+    folders = [Path(line.rpartition(": ")[2]) for line in out.splitlines()[:4]]
+    chunks = [read_episodes(folder)[0]["chunks"] for folder in folders]
+    assert chunks == [5, 5, 2, 2]  # 20 steps
+    assert len({(folder / "actions.f32").read_bytes() for folder in folders}) == 4
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # GLFW says that there is no display

@@ -69,7 +69,8 @@ class EvalRun:
 
         Raises:
             CheckpointError: there is no such checkpoint.
-            ConfigError: the task's settings cannot work, or Ta does not lie in the policy's chunk.
+            ConfigError: the task's settings cannot work, its cameras are not those that the policy was trained with,
+                or Ta does not lie in the policy's chunk.
         """
         training, _, name = checkpoint.partition("/checkpoints/")
         if not name:
@@ -92,10 +93,12 @@ class EvalRun:
         }
         settings = replace(settings, **as_trained)
         require_slice(int(config["obs_horizon"]), int(config["pred_horizon"]), settings.num_action_steps)
+        rolled_out_in = _task({**config["task"], **(task or {})})
+        _require_cameras(config, rolled_out_in)
         return cls(
             checkpoint=checkpoint,
             policy_digest=manifest["files"]["ema.safetensors"]["sha256"],
-            task=_task({**config["task"], **(task or {})}),
+            task=rolled_out_in,
             settings=settings,
             device=device,
             filmstrips=filmstrips,
@@ -170,3 +173,13 @@ def _task(values: Mapping[str, Any]) -> TaskConfig:
         )
     except TypeError as error:
         raise ConfigError(f"The settings of 'task' do not fit: {error}.") from error
+
+
+def _require_cameras(config: Mapping[str, Any], task: TaskConfig) -> None:
+    """Each view has a projection of its own, so other cameras, or the same in another order, are another input."""
+    trained = tuple(config["task"]["cameras"])
+    if config["backbone"]["needs"] == "images" and task.cameras != trained:
+        raise ConfigError(
+            f"The policy was trained with the {len(trained)} cameras {list(trained)} in this order and the task "
+            f"{task.name!r} has {list(task.cameras)}: leave task.cameras as it was trained."
+        )
