@@ -12,12 +12,13 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from roboimi.storage.atomic import durable_temporary, write_json_atomically, writing
+from roboimi.storage.atomic import TEMPORARY_PREFIX, durable_temporary, writing
 from roboimi.storage.keys import sha256_file
 
 CACHE_VARIABLE = "ROBOIMI_CACHE"
@@ -96,7 +97,7 @@ class LocalCopies:
             except OSError:
                 shutil.copyfile(source, temporary)
             os.replace(temporary, path)
-        write_json_atomically(_note(path), asdict(facts))
+            _write_note(path, facts)
 
     @contextlib.contextmanager
     def arriving(self, key: str) -> Iterator[Path]:
@@ -111,7 +112,7 @@ class LocalCopies:
         with writing(path):
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-            write_json_atomically(_note(path), asdict(facts))
+            _write_note(path, facts)
             self._known_good[path] = (_identity(path), facts.sha256)
 
     def forget(self, prefix: str) -> None:
@@ -136,6 +137,13 @@ class LocalCopies:
 
 def _note(path: Path) -> Path:
     return path.with_name(f".{path.name}.note")
+
+
+def _write_note(path: Path, facts: ObjectFacts) -> None:
+    # Whole or not there, but not forced onto the disk: that would force the copy itself too, and a cache may be lost.
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    temporary.write_text(json.dumps(asdict(facts)))
+    os.replace(temporary, _note(path))
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -199,14 +199,8 @@ class Transfers:
             count(facts.bytes)
             return
         with self._copies.arriving(key) as temporary:
-            promised = facts.sha256
             if facts.bytes > PART_BYTES:
-                parts = [
-                    workers.part(self._download_range, key, facts.etag, temporary, start, length, count)
-                    for start, length in _ranges(facts.bytes)
-                ]
-                promised = {workers.result(part) for part in parts}.pop()
-                digest = sha256_file(temporary)
+                digest, promised = self._download_in_parts(key, facts, temporary, count, workers)
             else:
                 digest, promised = self._download_whole(key, facts.etag, temporary)
                 count(facts.bytes)
@@ -231,13 +225,30 @@ class Transfers:
 
         return self._read(key, read)
 
+    def _download_in_parts(
+        self, key: str, facts: ObjectFacts, target: Path, count: Counter, workers: "_Workers"
+    ) -> tuple[str, str]:
+        """As `_download_whole`; what has come is hashed while the rest comes."""
+        ranges = _ranges(facts.bytes)
+        parts = [
+            workers.part(self._download_range, key, facts.etag, target, start, length, count)
+            for start, length in ranges
+        ]
+        digest, promised = hashlib.sha256(), ""
+        with open(target, "rb") as file:
+            for part, (_, length) in zip(parts, ranges, strict=True):
+                promised = workers.result(part)
+                for size in [_CHUNK_BYTES] * (length // _CHUNK_BYTES) + [length % _CHUNK_BYTES]:
+                    digest.update(file.read(size))
+        return digest.hexdigest(), promised
+
     def _download_range(self, key: str, etag: str, target: Path, start: int, length: int, count: Counter) -> str:
         """Write a piece of the object to its place; gives the SHA-256 of the whole that it was written with."""
 
         def read(minio: Minio) -> str:
             headers = {"If-Match": f'"{etag}"'}
             response = minio.get_object(self._client.bucket, key, start, length, request_headers=headers)
-            with _released(response), open(target, "r+b") as file:
+            with _released(response), open(target, "r+b", buffering=0) as file:
                 file.seek(start)
                 for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
                     file.write(chunk)
