@@ -401,7 +401,7 @@ EPISODE_FAULTS = (
     Fault(12, "frames dropped", _codes("W12-gap", "E12-gap"), dropped_frames, (1, 3, 20), 1, "frames"),
     Fault(13, "wrong rate", _codes("W13-measured-rate"), wrong_rate, (0.01, 0.03, 0.1), 0.03, "share"),
     Fault(14, "frozen camera", _codes("E14-frozen-camera"), frozen, (5, 10, 20), 10, "frames"),
-    Fault(15, "late camera", _codes("W15-camera-lag"), late_camera, (1, 2, 4), 1, "frames"),
+    Fault(15, "late camera", _codes("W15-camera-lag"), late_camera, (1, 2, 4), 2, "frames"),
     Fault(16, "blank image", _codes("E16-blank-image"), blank, (1, 5), 1, "frames"),
     Fault(17, "cameras exchanged", _codes("E17-camera-swap"), swapped_cameras),
     Fault(18, "red and blue exchanged", _codes("W18-colour-order"), blue_for_red),

@@ -30,26 +30,49 @@ def main() -> None:
     ref = resolve_dataset(options.dataset)
     limits = known_limits(ref)
     validate_dataset(ref, limits, again=True)
-    titles = ("decoded", "stored", "episodes", "processes", "time", "decoded MB/s", "stored MB/s")
-    print("| " + " | ".join((*titles, "episodes/s", "s/GB", "memory, all")) + " |")
-    print("|" + "---|" * 10)
+    titles = (
+        "decoded",
+        "stored",
+        "episodes",
+        "processes",
+        "time",
+        "decoded MB/s",
+        "stored MB/s",
+        "decoded MB a CPU second",
+    )
+    print("| " + " | ".join((*titles, "episodes/s", "CPU s/GB", "memory, all")) + " |")
+    print("|" + "---|" * 11)
     for workers in options.workers:
         for gigabytes in options.gigabytes:
             with tempfile.TemporaryDirectory(dir=options.dataset.parent) as folder:
                 larger = enlarge(ref, Path(folder), round(gigabytes * 1e9))
                 with Memory() as memory:
-                    started = time.perf_counter()
+                    started, before = time.perf_counter(), computed()
                     validate_dataset(larger, limits, again=True, workers=workers)
-                    seconds = time.perf_counter() - started
+                    seconds, computing = time.perf_counter() - started, computed() - before
             episodes = len(larger.manifest.episodes)
             decoded = sum(decoded_bytes(larger, entry.frames) for entry in larger.manifest.episodes)
             stored = sum(entry.bytes for entry in larger.manifest.episodes)
-            print(
-                f"| {decoded / 1e9:.2f} GB | {stored / 1e9:.2f} GB | {episodes} | {workers} | {seconds:.1f} s | "
-                f"{decoded / 1e6 / seconds:.0f} | {stored / 1e6 / seconds:.1f} | {episodes / seconds:.1f} | "
-                f"{seconds / (decoded / 1e9):.2f} | {memory.most / 2**20:.0f} MiB |",
-                flush=True,
+            columns = (
+                f"{decoded / 1e9:.2f} GB",
+                f"{stored / 1e9:.2f} GB",
+                episodes,
+                workers,
+                f"{seconds:.1f} s",
+                f"{decoded / 1e6 / seconds:.0f}",
+                f"{stored / 1e6 / seconds:.1f}",
+                f"{decoded / 1e6 / computing:.0f}",
+                f"{episodes / seconds:.1f}",
+                f"{computing / (decoded / 1e9):.2f}",
+                f"{memory.most / 2**20:.0f} MiB",
             )
+            print("| " + " | ".join(str(column) for column in columns) + " |", flush=True)
+
+
+def computed() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def decoded_bytes(ref: DatasetRef, frames: int) -> int:

@@ -70,7 +70,7 @@ def test_drawings_take_whatever_there_is():
     assert "nan" not in histogram(np.array([1.0, np.nan, np.inf]), label="x")
     assert histogram(np.array([]), label="x") == ""
     assert "&lt;b&gt;" in histogram(np.array([1.0, 2.0]), label="<b>")
-    inside, outside, unknown = ranges([(0, 1), (0, 3), (1, 1)], [(-1, 2), (-1, 2), None], label="x")
+    inside, outside, unknown = ranges([(0, 1), (0, 3), (1, 1)], [(-1, 2), (-1, 2), None], [0.05] * 3, label="x")
     assert "band" in inside
     assert "beyond" in outside
     assert "track" not in unknown
@@ -83,7 +83,7 @@ def test_the_command_shows_findings_and_fails(small_robot_dataset, capsys, monke
     out = capsys.readouterr().out
     for text in ("E16-blank-image", "5-8", "the picture is black", "FAILED", "S=14 A=14 V=3", PAGE_NAME):
         assert text in out
-    assert "not applicable: E21-joint-limits" in out
+    assert re.search(r"not applicable.*E21-joint-limits", out)
 
 
 @pytest.mark.parametrize(

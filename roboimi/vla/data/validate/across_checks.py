@@ -51,7 +51,8 @@ class Summaries:
         """Go on only where there are enough episodes to tell one from the others."""
         least = self.limits.min_episodes if least is None else least
         if len(self.episodes) < least:
-            raise NotApplicable(f"it compares episodes, and fewer than {least} could be looked at")
+            number = len(self.episodes)
+            raise NotApplicable(f"it compares at least {least} episodes, and {number} could be looked at to the end")
 
     def cameras(self) -> list[str]:
         """The contract's cameras that every episode shows."""

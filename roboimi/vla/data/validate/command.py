@@ -52,9 +52,9 @@ def validate_command(options: argparse.Namespace) -> int:
     verdict = "passed" if report.passed else "FAILED"
     say(f"{verdict}: {report.episodes} episodes, {report.frames} frames, {counts}")
     say(f"contract: {contract_text(ref.contract)} (from {_origin(ref.manifest.source)})")
-    for code, skipped in sorted(report.not_applicable.items()):
-        if skipped["episodes"] in (0, report.episodes):
-            say(f"not applicable: {code}, {skipped['reason']}")
+    nowhere = [code for code, skipped in report.not_applicable.items() if skipped["episodes"] in (0, report.episodes)]
+    if nowhere:
+        say(f"not applicable (the page says why): {', '.join(sorted(nowhere))}")
     if (ref.root / PAGE_NAME).is_file():
         say(f"page: {ref.root / PAGE_NAME}")
     say(report.dataset)

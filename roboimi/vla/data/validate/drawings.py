@@ -47,17 +47,22 @@ def histogram(values: np.ndarray, *, label: str, bins: int = 24, unit: str = "")
 
 
 def ranges(
-    rows: Sequence[tuple[float, float]], limits: Sequence[tuple[float, float] | None], *, label: str
+    rows: Sequence[tuple[float, float]],
+    limits: Sequence[tuple[float, float] | None],
+    margins: Sequence[float],
+    *,
+    label: str,
 ) -> list[Markup]:
     """One bar a joint: where it was, on the range that the robot allows.
 
     Args:
         rows: lowest and highest value of each joint.
         limits: the robot's, or None where they are not known.
+        margins: share of its range by which each joint may leave it.
         label: of the drawings.
     """
     drawings = []
-    for (low, high), limit in zip(rows, limits, strict=True):
+    for (low, high), limit, margin in zip(rows, limits, margins, strict=True):
         first, last = limit or (low, high)
         left, right = min(low, first), max(high, last)
         scale = (_WIDTH - 4) / ((right - left) or 1.0)
@@ -72,7 +77,8 @@ def ranges(
                     x=place(first), w=round(max(place(last) - place(first), 1), 1)
                 )
             )
-        outside = limit is not None and (low < first or high > last)
+        slack = margin * (last - first)
+        outside = limit is not None and (low < first - slack or high > last + slack)
         parts.append(
             Markup('<rect class="{c}" x="{x}" y="3" width="{w}" height="12" rx="2"/>').format(
                 c="beyond" if outside else "band", x=place(low), w=round(max(place(high) - place(low), 1.5), 1)

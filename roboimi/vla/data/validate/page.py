@@ -27,6 +27,7 @@ from roboimi.vla.data.validate.pool import Death, Pool
 from roboimi.vla.data.validate.registry import all_checks
 from roboimi.vla.data.validate.robot import FREE
 from roboimi.vla.data.validate.summary import EpisodeSummary
+from roboimi.vla.data.validate.unit_checks import GRIPPER_MARGIN
 
 if TYPE_CHECKING:
     from roboimi.vla.data.validate.validate import ValidationReport
@@ -170,7 +171,9 @@ def _joints(contract: DatasetContract, summaries: Sequence[EpisodeSummary], limi
     if limits.state_low is not None and limits.state_high is not None:
         pairs = zip(limits.state_low, limits.state_high, strict=True)
         known = [(first, last) if abs(first) < FREE and abs(last) < FREE else None for first, last in pairs]
-    drawings = ranges(list(zip(low.tolist(), high.tolist(), strict=True)), known, label="Range of the joint")
+    grippers = limits.gripper_dims(contract.state_names)
+    margins = [GRIPPER_MARGIN if index in grippers else limits.limit_margin for index in range(contract.state_dim)]
+    drawings = ranges(list(zip(low.tolist(), high.tolist(), strict=True)), known, margins, label="Range of the joint")
     return [
         {"name": name, "low": float(low[index]), "high": float(high[index]), "limit": known[index], "bar": bar}
         for index, (name, bar) in enumerate(zip(contract.state_names, drawings, strict=True))

@@ -196,7 +196,7 @@ def bounds(
     if len(lowest) != width or len(highest) != width:
         raise NotApplicable(f"limits are given for {min(len(lowest), len(highest))} dimensions, not {width}")
     reach = highest - lowest
-    extra = np.where(np.isfinite(reach), margin * reach, 0.0)
+    extra = margin * np.where(np.isfinite(reach), reach, 0.0)
     return lowest - extra, highest + extra
 
 

@@ -116,6 +116,10 @@ def main() -> None:
 
     server = Server(send)
     send({"result": "ready"})
+    # From here on nobody reads the error output, and a full pipe would stop this process.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     for line in sys.stdin.buffer:
         try:
             server.do(json.loads(line))
