@@ -204,10 +204,10 @@ class Transfers:
             else:
                 digest, promised = self._download_whole(key, facts.etag, temporary)
                 count(facts.bytes)
-            if promised and digest != promised:
+            if temporary.stat().st_size != facts.bytes or (promised and digest != promised):
                 raise StoreDamagedError(
-                    f"{key} in the store has other bytes than were written there (its SHA-256 differs): remove it and "
-                    "have it made again."
+                    f"{key} in the store has other bytes than were written there (SHA-256 or size differ): remove it "
+                    "and have it made again."
                 )
             self._copies.arrived(key, temporary, ObjectFacts(facts.etag, facts.bytes, digest))
 
@@ -235,11 +235,12 @@ class Transfers:
             for start, length in ranges
         ]
         digest, promised = hashlib.sha256(), ""
-        with open(target, "rb") as file:
-            for part, (_, length) in zip(parts, ranges, strict=True):
+        # Unbuffered: a buffer would read ahead, into what has not come yet.
+        with open(target, "rb", buffering=0) as file:
+            for part, (start, length) in zip(parts, ranges, strict=True):
                 promised = workers.result(part)
-                for size in [_CHUNK_BYTES] * (length // _CHUNK_BYTES) + [length % _CHUNK_BYTES]:
-                    digest.update(file.read(size))
+                while chunk := file.read(min(_CHUNK_BYTES, start + length - file.tell())):
+                    digest.update(chunk)
         return digest.hexdigest(), promised
 
     def _download_range(self, key: str, etag: str, target: Path, start: int, length: int, count: Counter) -> str:
