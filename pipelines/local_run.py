@@ -105,6 +105,7 @@ def failures(outcome: Outcome) -> list[tuple[str, str]]:
 def _watch(request: Path, log: Path, scratch: Path, store: Store, job_id: str, console: Console) -> int:
     progress = scratch / "progress"
     progress.mkdir()
+    records: list[Record] = []
     with open(log, "ab") as sink, _signals_as_exception():
         worker = _start(request, sink, log, scratch, progress)
         try:
@@ -112,14 +113,15 @@ def _watch(request: Path, log: Path, scratch: Path, store: Store, job_id: str, c
                 while worker.poll() is None:
                     # A store that is out of reach for a while is the steps' to bear; the display only waits.
                     with contextlib.suppress(StoreUnavailableError):
-                        display.show(read_records(store, job_id))
+                        records = read_records(store, job_id)
+                        display.show(records)
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                 display.show(read_records(store, job_id))
         except _Stopped as stopped:
             # A second interrupt while the step commits means: now.
             with contextlib.suppress(_Stopped):
                 console.print("stopping: the running step commits what it has ...", highlight=False)
-                _stop(worker, store, job_id)
+                _stop(worker, store, job_id, records)
             return 128 + stopped.number
         finally:
             _kill_group(worker)
@@ -149,10 +151,15 @@ def _start(request: Path, sink: Any, log: Path, scratch: Path, progress: Path) -
     )
 
 
-def _stop(worker: subprocess.Popen[bytes], store: Store, job_id: str) -> None:
-    """Let the running step commit and end; the frozen worker starts no further one meanwhile."""
+def _stop(worker: subprocess.Popen[bytes], store: Store, job_id: str, records: list[Record]) -> None:
+    """Let the running step commit and end; the frozen worker starts no further one meanwhile.
+
+    `records` are those that were seen last, for when the store does not answer.
+    """
     os.kill(worker.pid, signal.SIGSTOP)
-    running = [record["pid"] for record in read_records(store, job_id) if record["status"] == "running"]
+    with contextlib.suppress(StoreUnavailableError):
+        records = read_records(store, job_id)
+    running = [record["pid"] for record in records if record["status"] == "running"]
     steps = [pid for pid in running if _belongs(pid, worker.pid)]
     for pid in steps:
         # The step's own process only: signals to its helpers would look like their crash while it commits.
