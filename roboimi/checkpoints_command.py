@@ -25,6 +25,8 @@ from roboimi.vla.training.records import RESULT, TRAINING
 from roboimi.vla.training.retention import CHECKPOINT_NAME
 
 TRAININGS = "trainings"
+SHOWN_DIGITS = 12
+"""Of a training's key in a table; any unambiguous beginning names it."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ def _newest_whole(checkpoints: CheckpointReader, training: str) -> str:
 
 
 def _trainings_table(store: Store) -> Table:
-    table = Table("training", "trained", "steps", "checkpoints", "size", "newest", "state", title=store.uri)
+    table = Table("training", "policy", "steps", "saved", "size", "newest", "state", title=store.uri)
     for training in _trainings(store):
         found = _found(store, training)
         committed = [item for item in found if item.manifest]
@@ -250,7 +252,7 @@ def _trainings_table(store: Store) -> Table:
         planned = record.get("config", {}).get("train", {}).get("steps", "?")
         latest = store.read_json(f"{training}/{LATEST}") or {}
         table.add_row(
-            training.removeprefix(f"{TRAININGS}/"),
+            training.removeprefix(f"{TRAININGS}/")[:SHOWN_DIGITS],
             str(record.get("config", {}).get("backbone", {}).get("needs") or "blind"),
             f"{latest.get('step', 0):,} of {planned:,}" if isinstance(planned, int) else "?",
             str(len(committed)),

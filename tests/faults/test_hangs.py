@@ -40,8 +40,16 @@ def in_c():
     threading.Event().wait(3600)
 
 
-@pytest.mark.parametrize("how", [in_python, in_c])
-@pytest.mark.parametrize("seconds", [0.5, pytest.param(None, marks=pytest.mark.faults)], ids=["soon", "as-shipped"])
+@pytest.mark.parametrize(
+    ("how", "seconds"),
+    [
+        (in_python, 0.5),
+        pytest.param(in_c, 0.5, marks=pytest.mark.faults),
+        pytest.param(in_python, None, marks=pytest.mark.faults),
+        pytest.param(in_c, None, marks=pytest.mark.faults),
+    ],
+    ids=["soon-python", "soon-c", "shipped-python", "shipped-c"],
+)
 def test_a_hung_data_source_ends_the_training_with_its_class(
     make_run, unkilled, tmp_path, monkeypatch, note, how, seconds
 ):

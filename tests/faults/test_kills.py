@@ -93,7 +93,9 @@ def test_a_killed_training_loses_no_commit_and_ends_as_the_unkilled_one(make_run
     assert inside >= trials // 4
 
 
-@pytest.mark.parametrize("trials", [1, pytest.param(60, marks=[pytest.mark.faults, pytest.mark.timeout(3600)])])
+@pytest.mark.faults
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("trials", [60])
 def test_so_does_one_whose_checkpoints_are_in_minio(
     make_run, unkilled, minio_server, s3_environment, tmp_path, monkeypatch, note, trials
 ):

@@ -29,9 +29,9 @@ def store(tmp_path):
 
 
 def latest_names_a_commit(tmp_path):
-    """kill -9 before every fourth change of a save: what LATEST names is there, whole."""
+    """kill -9 before every sixth change of a save: what LATEST names is there, whole."""
     snapshots = [SmallTraining().advance(step).snapshot() for step in (1, 2)]
-    for number in range(1, 400, 4):
+    for number in range(1, 400, 6):
         store = open_store(tmp_path / f"latest-{number}")
         Checkpoints(store, TRAINING).save(snapshots[0])
 

@@ -123,6 +123,17 @@ def test_an_unchanged_lease_expires(store):
     assert "process 7 on elsewhere for run-1/arm" in said[0]
 
 
+def test_a_process_that_is_seen_to_run_keeps_its_lease_and_a_stopped_one_does_not(store, holder):
+    """On a machine that is too busy for renewals a lease must not go from hand to hand."""
+    key, looks = f"{TRAINING}/{FILE}", []
+    found = store.read_versioned(key)
+    store.replace(key, found.document | {"ttl_s": 0.1}, found.version)  # the next renewal is seconds away
+    assert acquire(store, TRAINING, waiting=looks.append, finished=lambda: len(looks) > 15, ttl_s=0.1) is None
+    holder.send_signal(signal.SIGSTOP)
+    assert acquire(store, TRAINING, ttl_s=0.1).epoch == 2
+    holder.send_signal(signal.SIGCONT)
+
+
 def test_a_renewed_lease_does_not_expire(store):
     """The challenger watches for several times the time to live, and finds the training finished in the end."""
     held = hold_from_elsewhere(store, claimant="")

@@ -1,9 +1,9 @@
 """Who may write a training: `trainings/<key>/LEASE.json`, and the epoch that tells writers apart.
 
 The document is compared and swapped; every holder's epoch is higher than the one before. No clock is compared with
-another machine's: a challenger watches an unchanged document for one `ttl_s` of its own monotonic clock. A holder is
-replaced at once where it gave the lease back, where it is provably dead (same boot, same process namespace, no such
-process), where the challenger is its own retry (same claimant), or by force.
+another machine's: a challenger watches an unchanged document for one `ttl_s` of its own monotonic clock, unless it sees
+the holder's process run. A holder is replaced at once where it gave the lease back, where it is provably dead (same
+boot, same process namespace, no such process), where the challenger is its own retry (same claimant), or by force.
 
 The lease only saves work: two writers at a time do no harm, since each checkpoint has a name of its own and LATEST
 never goes back to a lower epoch. So a holder that wakes up after its lease was taken finds out, at the latest when it
@@ -70,6 +70,12 @@ class Holder:
         if not self.boot or self.boot != _boot() or self.namespace != _namespace():
             return False
         return _started(self.pid) != self.started
+
+    @property
+    def running(self) -> bool:
+        """Whether it certainly runs, and is not stopped; False where that cannot be known from here."""
+        here = self.boot != "" and self.boot == _boot() and self.namespace == _namespace()
+        return here and _started(self.pid) == self.started and not _stopped(self.pid)
 
     def __str__(self) -> str:
         run = f" for {self.claimant}" if self.claimant else ""
@@ -187,8 +193,10 @@ def acquire(
         holder = _holder(found)
         if watched is None or found is None or watched.version != found.version:
             watched, since = found, time.monotonic()
-        expired = found is not None and time.monotonic() - since >= found.document.get("ttl_s", ttl_s)
-        own = holder is not None and holder.claimant != "" and holder.claimant == claimant and not _alive_here(holder)
+        # A process that is seen to run keeps its lease, also where the machine is too busy for it to renew in time.
+        silent = holder is not None and not holder.running
+        expired = silent and time.monotonic() - since >= found.document.get("ttl_s", ttl_s)
+        own = silent and holder.claimant != "" and holder.claimant == claimant
         if holder is None or holder.dead or own or expired or when_held == "supersede":
             before = _epoch(found)
             document = {
@@ -249,18 +257,24 @@ def _if_ours(found: Versioned | None, document: dict[str, Any]) -> Versioned | N
     return found if found and found.document == document else None
 
 
-def _alive_here(holder: Holder) -> bool:
-    return holder.boot == _boot() and holder.namespace == _namespace() and not holder.dead
-
-
 def _started(pid: int) -> int | None:
     """When process `pid` started, in clock ticks since boot; None where there is none, or only its zombie."""
+    fields = _status(pid)
+    return int(fields[19]) if fields and fields[0] not in {"Z", "X"} else None
+
+
+def _stopped(pid: int) -> bool:
+    """Whether process `pid` was stopped by a signal or a debugger."""
+    return _status(pid)[:1] in (["T"], ["t"])
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat after the name, the state first; empty where there is no such process."""
     try:
         # The name, in parentheses, may hold anything; what follows is fixed.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in {"Z", "X"} else int(fields[19])
+        return []
 
 
 def _boot() -> str:
