@@ -19,8 +19,9 @@ class PlainEnv(gymnasium.Env):
     observation_space = gymnasium.spaces.Dict({"agent_pos": gymnasium.spaces.Box(-9, 9, (2,), np.float32)})
     action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, fault: str = "", at_seeds: tuple[int, ...] = (), at_step: int = 5):
-        self._fault, self._at_seeds, self._at_step = fault, tuple(at_seeds), at_step
+    def __init__(self, faults: dict[int, str] | None = None, at_step: int = 5):
+        """`faults`: seed -> what happens in its episode at `at_step`."""
+        self._faults, self._at_step = faults or {}, at_step
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         super().reset(seed=seed)
@@ -29,8 +30,8 @@ class PlainEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         self.steps += 1
-        if self.seed in self._at_seeds and self.steps == self._at_step:
-            misbehave(self._fault)
+        if self.seed in self._faults and self.steps == self._at_step:
+            misbehave(self._faults[self.seed])
         over = self.steps == STEPS
         info = {"is_success": over and bool(action[0] > 0), "stage": int(self.steps > 3)}
         return self._observation(), 0.0, info["is_success"], over and not info["is_success"], info

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from dataclasses import replace
@@ -23,7 +22,7 @@ from roboimi.vla.rollouts.task_env import ObservationView, env_factory
 from roboimi.vla.rollouts.worker_pool import Deadlines, RolloutsHang, WorkerPool, default_workers
 
 SEEDS = [100_000, 100_001, 100_002, 100_003]
-QUICK = Deadlines(step_s=1.0, episode_s=60)
+QUICK = Deadlines(step_s=2.0, episode_s=60)
 
 
 class SmallPolicy:
@@ -157,50 +156,50 @@ def test_workers_and_this_process_run_the_same_episodes():
         np.testing.assert_array_equal(outcomes[seed].actions, here[seed].actions)
 
 
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [
-        ("stop", "hung: no control step was finished within 1 s"),
-        ("loop", "hung"),
-        ("kill", r"died \(signal 9\)"),
-        ("raise", "RuntimeError: the solver gave up"),
-    ],
-)
-def test_a_worker_that_is_lost_costs_its_episode_and_nothing_else(fault, says):
-    outcomes, pool = run(SmallPolicy(), faulty_task(fault=fault, at_seeds=SEEDS[1:2]), workers=1)
-    kinds = [outcomes[seed].outcome for seed in SEEDS]
-    assert kinds == ["success", "unknown", "success", "failure"]
-    assert re.search(says, outcomes[SEEDS[1]].reason)
-    assert (pool.hangs, pool.deaths) == {"stop": (1, 0), "loop": (1, 0), "kill": (0, 1), "raise": (0, 0)}[fault]
+def test_a_worker_that_is_lost_costs_its_episode_and_nothing_else():
+    """Stopped, dead, in an endless loop, and an exception; whoever comes after each of them is as good as new."""
+    faults = {100_001: "stop", 100_003: "kill", 100_005: "raise", 100_007: "loop"}
+    outcomes, pool = run(SmallPolicy(), faulty_task(faults=faults), workers=1, seeds=range(100_000, 100_010))
+    reasons = {seed: outcome.reason for seed, outcome in outcomes.items() if outcome.outcome == "unknown"}
+    hung = "its worker hung: no control step was finished within 2 s"
+    assert reasons == {
+        100_001: hung,
+        100_003: "its worker died (signal 9)",
+        100_005: "RuntimeError: the solver gave up",
+        100_007: hung,
+    }
+    assert (pool.hangs, pool.deaths) == (2, 1)
+    known = {seed: outcome.outcome for seed, outcome in outcomes.items() if seed not in faults}
+    assert known == {seed: "success" if seed % 2 == 0 else "failure" for seed in known}
+    assert len(known) == 6
     assert no_child_is_left()
 
 
 def test_an_episode_that_takes_too_long_is_unknown():
     deadlines = Deadlines(step_s=30, episode_s=1.0)
-    outcomes, _ = run(SmallPolicy(), faulty_task(fault="loop", at_seeds=SEEDS[:1]), 1, SEEDS[:2], deadlines)
-    assert outcomes[SEEDS[0]].reason == "the episode took longer than 1 s"
-    assert outcomes[SEEDS[1]].outcome == "failure"
+    outcomes, _ = run(SmallPolicy(), faulty_task(faults={100_000: "loop"}), 1, SEEDS[:2], deadlines)
+    assert outcomes[100_000].reason == "the episode took longer than 1 s"
+    assert outcomes[100_001].outcome == "failure"
 
 
 def test_repeated_hangs_lead_down_a_ladder_of_fewer_workers():
-    task = faulty_task(fault="stop", at_seeds=SEEDS[:4])
-    seeds = [*SEEDS, *range(100_010, 100_014)]
-    outcomes, pool = run(SmallPolicy(), task, workers=4, seeds=seeds)
-    assert pool.hangs == 4
-    assert pool.workers == 1  # 4, after two hangs 2, after four 1
-    assert [outcomes[seed].outcome for seed in SEEDS] == ["unknown"] * 4
-    assert {outcomes[seed].outcome for seed in seeds[4:]} == {"success", "failure"}
+    task = faulty_task(faults=dict.fromkeys(SEEDS[:2], "stop"))
+    outcomes, pool = run(SmallPolicy(), task, workers=2, seeds=range(100_000, 100_006))
+    assert (pool.hangs, pool.workers) == (2, 1)
+    assert [outcomes[seed].outcome for seed in SEEDS[:2]] == ["unknown"] * 2
+    assert {outcomes[seed].outcome for seed in range(100_002, 100_006)} == {"success", "failure"}
 
 
 def test_a_single_worker_that_hangs_again_and_again_ends_the_evaluation():
+    task = faulty_task(faults=dict.fromkeys(SEEDS, "stop"))
     with pytest.raises(RolloutsHang, match=r"lost 3 workers in a row.*hung"):
-        run(SmallPolicy(), faulty_task(fault="stop", at_seeds=SEEDS), workers=1, deadlines=Deadlines(0.5, 60))
+        run(SmallPolicy(), task, workers=1, deadlines=Deadlines(1.0, 60))
     assert no_child_is_left()
 
 
 def test_workers_that_die_before_they_are_ready_end_the_evaluation():
     with pytest.raises(RolloutsHang, match=r"died \(signal 9\)"):
-        run(SmallPolicy(), faulty_task("NeverMade"), workers=2)
+        run(SmallPolicy(), faulty_task("NeverMade"), workers=1)
 
 
 def test_unknown_episodes_are_in_no_rate_and_run_again(trained, monkeypatch):
@@ -231,14 +230,12 @@ def test_unknown_episodes_are_in_no_rate_and_run_again(trained, monkeypatch):
     [
         ({"state_dim": 3}, ConfigError, r"'agent_pos' of shape \(2,\)"),
         ({"env_id": "roboimi/NoSuchTask-v0"}, ConfigError, "roboimi/NoSuchTask-v0"),
-        ({"env_id": "no_such_module:Task-v0"}, ConfigError, "no_such_module"),
-        ({"env_kwargs": {"fault": "raise", "nonsense": 1}}, ConfigError, "nonsense"),
     ],
 )
 def test_what_cannot_work_is_said_by_the_first_worker_before_any_episode(changes, error, says):
     policy = SmallPolicy()
     with pytest.raises(error, match=says):
-        run(policy, replace(faulty_task(), **changes), workers=2)
+        run(policy, replace(faulty_task(), **changes), workers=1)
     assert policy.batches == []
     assert no_child_is_left()
 
@@ -256,7 +253,7 @@ def test_a_policy_that_gives_nan_ends_it_and_leaves_no_worker():
             return super().predict(batch, requests) * np.nan
 
     with pytest.raises(PolicyOutputError, match="chunk 0 of seed"):
-        run(Broken(), faulty_task(), workers=2)
+        run(Broken(), faulty_task(), workers=1)
     assert no_child_is_left()
 
 
