@@ -161,15 +161,15 @@ def test_a_server_that_hangs_is_noticed_and_waited_for(tmp_path, s3_environment,
 
 
 def test_a_slow_line_is_no_outage(bucket, minio_server, toxiproxy, monkeypatch):
-    # 15 MB at 6 MB/s take 2.5 s, in which no answer and no piece of the request takes half a second.
-    monkeypatch.setattr(http_client, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 0.5)
+    # 9 MB at 2.5 MB/s take 3.6 s, in which no answer and no piece of the request takes a second.
+    monkeypatch.setattr(http_client, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(http_client, "CONNECT_SECONDS", 1.0)
     proxy = toxiproxy.proxy(minio_server.host)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     store = S3Store(f"s3://{bucket}/store")
     store.client.patience = 0
-    proxy.add("bandwidth", stream="upstream", rate=6000)
-    (store.folder("a") / "x").write_bytes(os.urandom(15_000_000))
+    proxy.add("bandwidth", stream="upstream", rate=2500)
+    (store.folder("a") / "x").write_bytes(os.urandom(9_000_000))
     store.publish("a", "DONE.json", {})
 
 
