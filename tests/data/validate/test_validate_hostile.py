@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.hostile_files import KINDS, SECRET, describe
@@ -199,6 +199,7 @@ def test_an_episode_that_is_a_link_is_not_followed(small_robot_dataset, tmp_path
     assert EPISODE in report.unfinished
 
 
+@settings(deadline=None)
 @given(st.text(max_size=1000))
 def test_no_name_can_forge_a_line_or_command_a_terminal(name):
     finding = Finding("E04-names", "ERR", name, name, name, None, name)
