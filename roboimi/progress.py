@@ -5,6 +5,7 @@ from the folder that the environment variable `ROBOIMI_PROGRESS` names. It holds
 work, one JSON object: `{"label": str, "done": int, "total": int, "note": str, "time": seconds since the epoch}`.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -43,8 +44,10 @@ class _File:
     def show(self, done: int, note: str) -> None:
         state = {"label": self._label, "done": done, "total": self._total, "note": note, "time": time.time()}
         temporary = self._path.with_suffix(".writing")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self._path)
+        # A disk without room must not end the computation whose progress is shown: the bar then stands still.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(state))
+            temporary.replace(self._path)
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 from roboimi.progress import ENVIRONMENT_VARIABLE, Progress, progress_file
 
@@ -33,3 +34,15 @@ def test_without_a_terminal_nothing_is_printed(capsys, monkeypatch):
     with Progress.start("train", total=2) as progress:
         progress.update(2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_disk_without_room_does_not_end_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Progress.start("train", total=4) as progress:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+        try:
+            progress.update(4)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert json.loads(progress_file(tmp_path, os.getpid()).read_text())["done"] == 0

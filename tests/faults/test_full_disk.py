@@ -4,6 +4,7 @@ import ctypes
 import os
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_training_goes_on_without_room_and_saves_when_there_is_some(make_run, un
             if step == 10:
                 # Not before there is something to lose.
                 while not store.read_json(f"{the_training(store)}/LATEST.json"):
-                    pass
+                    time.sleep(0.01)  # the writer is a thread of this process
                 fill(small_disk, leave)
             if step == 25:
                 (small_disk / "ballast").unlink()
@@ -83,7 +84,7 @@ def test_a_disk_that_stays_full_ends_with_its_class_and_keeps_what_was_there(mak
             def see(step):
                 if step == 10:
                     while not store.read_json(f"{the_training(store)}/LATEST.json"):
-                        pass
+                        time.sleep(0.01)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
             return see

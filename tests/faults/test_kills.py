@@ -8,6 +8,7 @@ import collections
 import os
 import random
 import signal
+import time
 
 import pytest
 
@@ -124,10 +125,8 @@ def test_three_kills_leave_no_trace_in_the_result(make_run, unkilled, new_uri, a
                 if step < number:
                     return
                 # Something new has to be committed, or the kill is the same as the one before.
-                while (
-                    not (latest := store.read_json(f"{the_training(store)}/LATEST.json")) or latest["step"] < number - 2
-                ):
-                    pass
+                while (store.read_json(f"{the_training(store)}/LATEST.json") or {"step": 0})["step"] < number - 2:
+                    time.sleep(0.01)  # the writer is a thread of this process
                 os.kill(os.getpid(), signal.SIGKILL)
 
             return see
