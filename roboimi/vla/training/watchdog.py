@@ -20,8 +20,8 @@ from roboimi.errors import HungError
 
 DATA_S = 45.0
 """One batch; reading one takes milliseconds, and a cold network disk some seconds."""
-UPDATE_S = 600.0
-"""One update; the first one on a GPU compiles and loads."""
+UPDATE_S = 1200.0
+"""One update; the first one on a GPU loads libraries, and compiles where it is asked to."""
 GRACE_S = 10.0
 """What the main thread gets to end by itself once it was interrupted."""
 SECONDS_BETWEEN_LOOKS = 0.5
