@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import h5py
 import numpy as np
@@ -140,11 +139,6 @@ def test_interrupted_recording_goes_on_to_the_same_dataset(recorded, tmp_path, h
     assert names(out) == ["MANIFEST.json", "RECIPE.json", *(f"episode_{index:06d}.hdf5" for index in range(4))]
     for name, changed in finished.items():
         assert (out / name).stat().st_mtime_ns == changed, f"{name} was recorded twice"
-
-
-def test_workers_leave_ctrl_c_to_their_parent():
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=record_module._begin_worker) as pool:
-        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
 
 
 def test_hanging_renderer_ends_the_recording(tmp_path, monkeypatch):
