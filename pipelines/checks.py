@@ -26,7 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")
 class LowMemoryError(RoboimiError):
     """Too little memory for what is about to run."""
 
-    exit_code = 12
+    exit_code = 17
     failure_class = "memory"
 
 

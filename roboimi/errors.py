@@ -14,11 +14,14 @@ class RoboimiError(Exception):
         exit_code: what a command line exits with.
         failure_class: short name of the failure for records and reports.
         retryable: whether the same command, run again unchanged, could succeed.
+        cured_outside: whether what is wrong is the machine's or an account's (a driver, a network, a credential), so
+            that a failure is not held against the next attempt.
     """
 
     exit_code = 1
     failure_class = "error"
     retryable = False
+    cured_outside = False
 
 
 class ConfigError(RoboimiError):
@@ -40,6 +43,7 @@ class EncoderError(RoboimiError):
 
     exit_code = 4
     failure_class = "encoder"
+    cured_outside = True
 
 
 class RenderError(RoboimiError):
@@ -47,6 +51,7 @@ class RenderError(RoboimiError):
 
     exit_code = 5
     failure_class = "no-gl"
+    cured_outside = True
 
 
 class StoreError(RoboimiError):
@@ -79,6 +84,7 @@ class StoreAccessError(StoreError):
 
     exit_code = 11
     failure_class = "store-access"
+    cured_outside = True
     retryable = False
 
 

@@ -39,10 +39,18 @@ def find_tool(name: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on.
+
+    Not one of those that the kernel gives to outgoing connections: while a server is down, such a connection could
+    take its port, and the server would not come back.
+    """
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := 15_000 + secrets.randbelow(15_000)))
+            except OSError:
+                continue
+            return port
 
 
 class MinioServer:
@@ -76,7 +84,7 @@ class MinioServer:
                 [*command, str(self.folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         wait_for_port(self.port, self._process)
-        client, deadline = self.client(), time.monotonic() + 30
+        client, deadline = self.client(), time.monotonic() + 120
         while True:
             try:
                 client.list_buckets()
@@ -195,7 +203,7 @@ class Proxy:
         self._server.request("POST", f"/proxies/{self._name}", {"enabled": enabled})
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
     """Until somebody listens."""
     deadline = time.monotonic() + seconds
     while True:

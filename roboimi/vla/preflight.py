@@ -20,7 +20,7 @@ POLICY_STEPS = 8
 class NoCudaError(RoboimiError):
     """The node gives this process no CUDA device."""
 
-    exit_code = 10
+    exit_code = 15
     failure_class = "no-cuda"
     retryable = True
 
@@ -35,7 +35,7 @@ class SoftwareRendererError(RenderError):
 class CodeRevisionError(RoboimiError):
     """The image holds other code than the campaign was submitted with."""
 
-    exit_code = 11
+    exit_code = 16
     failure_class = "code-revision"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from roboimi.errors import FencedError, Interrupted, NonFiniteError
+from roboimi.errors import FencedError, Interrupted, NonFiniteError, RenderError
 from roboimi.vla import train_vla
 from roboimi.vla.train_vla import train
 from roboimi.vla.training.failures import FILE, record_failure, refuse_if_hopeless
@@ -59,3 +59,12 @@ def test_what_may_pass_is_tried_again(store, error):
 def test_a_writer_that_was_replaced_writes_nothing_into_the_folder(store):
     record_failure(store, "trainings/abc", FencedError("Taken over."), attempt=1)
     assert store.read_json(f"trainings/abc/{FILE}") is None
+
+
+def test_what_a_machine_lacked_is_not_held_against_the_next_attempt(store, monkeypatch):
+    monkeypatch.setenv("ROBOIMI_REVISION", "a" * 40)
+    record_failure(store, "trainings/abc", RenderError("No GL here."), attempt=1)
+    refuse_if_hopeless(store, "trainings/abc")
+    record_failure(store, "trainings/abc", NonFiniteError("Too many."), attempt=2)
+    with pytest.raises(NonFiniteError):
+        refuse_if_hopeless(store, "trainings/abc")

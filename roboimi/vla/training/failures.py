@@ -40,7 +40,8 @@ def record_failure(store: Store, training: str, error: BaseException, attempt: i
 def refuse_if_hopeless(store: Store, training: str) -> None:
     """End at once where the same code failed before in a way that running again cannot help.
 
-    Code with changes that are not committed is another code each time.
+    Code with changes that are not committed is another code each time. What is cured outside (GL, the hub, a
+    credential) is tried again.
 
     Raises:
         RoboimiError: of the recorded class, with its sentence.
@@ -49,8 +50,9 @@ def refuse_if_hopeless(store: Store, training: str) -> None:
     revision = code_revision()
     if failure is None or failure["retryable"] or revision is None or revision.endswith("-dirty"):
         return
-    if failure.get("git_revision") == revision:
-        raise _error_class(failure["failure_class"])(
+    kind = _error_class(failure["failure_class"])
+    if failure.get("git_revision") == revision and not kind.cured_outside:
+        raise kind(
             f"{training} failed on {failure['at']} with the same code ({failure['failure_class']}: "
             f"{failure['reason'].rstrip('.')}), and running it again cannot help: change what it says, or add "
             "train.retry_failed=true to try all the same."
