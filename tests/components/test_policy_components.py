@@ -138,6 +138,6 @@ def test_a_node_without_a_gpu_fails_its_preflight(campaign, capsys):
         preflight_gpu.python_func(
             campaign.encoder, SHARED, "", **campaign.shared, dataset=campaign.dataset, summary=summary
         )
-    assert caught.value.code == 10
+    assert caught.value.code == 15
     assert "finds no CUDA device" in capsys.readouterr().err
     assert campaign.record("campaign", "preflight")["failure_class"] == "no-cuda"
