@@ -10,25 +10,9 @@ from roboimi.storage.store import open_store
 from roboimi.vla.config import TrainRun
 from roboimi.vla.data.manifest import DatasetRef
 from roboimi.vla.training.device import cpu_threads
+from tests.tiny_training import TINY_TRAINING
 
-TINY_OVERRIDES = (
-    "head=small",
-    "head.n_emb=32",
-    "head.n_layer=1",
-    "head.n_head=2",
-    "head.cond_dim=32",
-    "task.cameras=[top,left,right]",
-    "train.steps=6",
-    "train.batch_size=4",
-    "train.learning_rate=1e-2",
-    "train.warmup_steps=2",
-    "train.ema_max_decay=0.9",
-    "train.log_every=2",
-    "train.rollout_every=0",
-    "train.threads=1",
-    "train.device=cpu",
-    "train.tracking=disabled",
-)
+TINY_OVERRIDES = (*TINY_TRAINING, "train.steps=6")
 
 
 @pytest.fixture(autouse=True)
