@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.options import add_campaign, add_dataset, add_images, positive, profiles
 from pipelines.profiles import load_profile, profile_names
 from roboimi.command_line import run_command
 
@@ -48,35 +49,24 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset",
-        metavar="PATH[@sha256:DIGEST]",
-        help="folder of episodes; without it, demonstrations are recorded with the scripted expert",
+    data = add_dataset(
+        parser,
+        "PATH[@sha256:DIGEST]",
+        "folder of episodes; without it, demonstrations are recorded with the scripted expert",
     )
-    data.add_argument("--record", metavar="N", type=_positive, help="how many demonstrations to record (no --dataset)")
-    data.add_argument("--task", metavar="NAME", help="task of roboimi/vla/conf/task (default: transfer_cube)")
-
-    arms = parser.add_argument_group("arms")
-    arms.add_argument("--arms", metavar="FILE.yaml", help="list of arms: entries with 'arm' and 'overrides'")
-    arms.add_argument("--only", metavar="ARM", nargs="+", default=[], help="run these arms only")
-
-    policy = parser.add_argument_group("policy, the same for every arm")
-    policy.add_argument("--encoder", metavar="NAME", help="standin, NAME@REVISION of the hub, or a folder")
-    policy.add_argument("--steps", metavar="N", type=_positive, help="training steps")
-    policy.add_argument(
-        "--set", metavar="OVERRIDE", action="append", default=[], dest="overrides", help="a Hydra override (repeatable)"
-    )
-
-    evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument("--eval-episodes", metavar="N", type=_positive, help="rollouts of each arm")
-    evaluation.add_argument("--eval-seed", metavar="SEED", type=int, help="seed of the first rollout")
+    data.add_argument("--record", metavar="N", type=positive, help="how many demonstrations to record (no --dataset)")
+    add_campaign(parser)
 
     where = parser.add_argument_group("where")
     where.add_argument("--store", metavar="PATH|s3://BUCKET/PREFIX", help="where results live (default: outputs/store)")
     where.add_argument("--outputs", metavar="PATH", type=Path, default=Path("outputs"), help="where logs go")
     where.add_argument(
-        "--profile", choices=_local_profiles(), default="local", help="defaults to take (default: local)"
+        "--profile", choices=profiles(cluster=False), default="local", help="defaults to take (default: local)"
+    )
+    where.add_argument(
+        "--supersede",
+        action="store_true",
+        help="take over trainings that another process holds (default: wait for its result and adopt it)",
     )
     parser.set_defaults(command=_run)
 
@@ -90,9 +80,7 @@ def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("campaign.yaml"), help="where to")
     parser.add_argument("--profile", choices=profile_names(), default="cluster", help="default: cluster")
     parser.add_argument("--arms", metavar="FILE.yaml", help="arms that the parameter 'experiments' holds by default")
-    images = parser.add_argument_group("images, by digest for a real campaign")
-    images.add_argument("--cpu-image", metavar="NAME@sha256:DIGEST")
-    images.add_argument("--gpu-image", metavar="NAME@sha256:DIGEST")
+    add_images(parser)
     parser.set_defaults(command=_compile)
 
 
@@ -115,13 +103,3 @@ def _compile(options: argparse.Namespace) -> int:
     arms = campaign_arms(profile.defaults)
     print(f"compiled {compile_campaign(profile, options.output, arms)}: {', '.join(arm.name for arm in arms)}")
     return 0
-
-
-def _local_profiles() -> list[str]:
-    return [name for name in profile_names() if load_profile(name).cluster is None]
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return int(text)

@@ -8,35 +8,27 @@ from typing import Any
 from rich.console import Console
 
 from pipelines import checks
-from pipelines.arms import Arm, campaign_arms, check_overrides, check_unique, only
+from pipelines.arguments import CampaignOptions, campaign_arguments, choose_arms, shared_overrides
 from pipelines.local_run import Outcome, failures, run_local
 from pipelines.profiles import Defaults, load_profile
 from roboimi.errors import ConfigError
-from roboimi.storage.launch_record import code_revision
 from roboimi.storage.store import Store, open_store
-from roboimi.vla.config import EvalConfig
 from roboimi.vla.data.manifest import MANIFEST_NAME, DatasetRef
 
 PLAIN_WIDTH = 160
 
 
-@dataclass(frozen=True)
-class LocalOptions:
-    """The options of the command; None: what the profile says."""
+@dataclass(frozen=True, kw_only=True)
+class LocalOptions(CampaignOptions):
+    """The options of the command.
 
-    dataset: str | None
+    Attributes:
+        record: how many demonstrations to record where there is no dataset.
+        outputs: folder of logs.
+    """
+
     record: int | None
-    task: str | None
-    arms: str | None
-    only: list[str]
-    encoder: str | None
-    steps: int | None
-    overrides: list[str]
-    eval_episodes: int | None
-    eval_seed: int | None
-    store: str | None
     outputs: Path
-    profile: str
 
 
 def run_campaign(options: LocalOptions) -> int:
@@ -74,44 +66,6 @@ def run_campaign(options: LocalOptions) -> int:
     console.print(f"renderer {renderer}", highlight=False, soft_wrap=True)
     outcome = run_local(arguments, profile=options.profile, outputs=options.outputs, console=console)
     return summarise(outcome, store, arguments["experiments"], console)
-
-
-def choose_arms(options: LocalOptions, defaults: Defaults) -> list[Arm]:
-    """The arms to run: the file's, the reference arms where the profile wants them, of these `--only` the named."""
-    arms = campaign_arms(defaults, options.arms)
-    check_unique(arms, "The campaign")
-    return only(arms, options.only)
-
-
-def shared_overrides(options: LocalOptions, defaults: Defaults) -> list[str]:
-    """The Hydra overrides of every arm: the profile's, then the options', then `--set` in its order."""
-    overrides = list(defaults.train_overrides)
-    check_overrides(options.overrides, "--set")
-    if options.task:
-        overrides.append(f"task={options.task}")
-    if options.steps:
-        overrides.append(f"train.steps={options.steps}")
-    return overrides + options.overrides
-
-
-def campaign_arguments(
-    options: LocalOptions, defaults: Defaults, arms: list[Arm], ref: DatasetRef, encoder: str, store: str
-) -> dict[str, Any]:
-    """The arguments of the pipeline function."""
-    episodes = options.eval_episodes or defaults.eval_episodes
-    seed = defaults.eval_seed if options.eval_seed is None else options.eval_seed
-    EvalConfig(episodes=episodes, first_seed=seed)
-    return {
-        "dataset": ref.text,
-        "dataset_digest": ref.digest,
-        "store": store,
-        "encoder": encoder,
-        "experiments": [arm.as_parameter() for arm in arms],
-        "train_overrides": shared_overrides(options, defaults),
-        "eval_episodes": episodes,
-        "eval_seed": seed,
-        "code_revision": code_revision() or "",
-    }
 
 
 def summarise(outcome: Outcome, store: Store, experiments: list[dict[str, Any]], console: Console) -> int:

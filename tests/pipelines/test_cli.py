@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from pipelines.arguments import TAKE_OVER, campaign_arguments, choose_arms, shared_overrides
 from pipelines.cli import build_parser, main
-from pipelines.local_campaign import LocalOptions, campaign_arguments, choose_arms, shared_overrides
+from pipelines.local_campaign import LocalOptions
 from pipelines.profiles import load_profile
 from roboimi.errors import ConfigError
 
@@ -48,6 +49,11 @@ def test_options_come_after_the_profile_and_set_after_them():
     chosen = options("--steps", "7", "--task", "transfer_cube", "--set", "a=1", "--set", "b=2")
     extra = ["task=transfer_cube", "train.steps=7", "a=1", "b=2"]
     assert shared_overrides(chosen, DEFAULTS) == [*DEFAULTS.train_overrides, *extra]
+
+
+def test_a_superseding_campaign_takes_trainings_over():
+    assert TAKE_OVER in shared_overrides(options("--supersede"), DEFAULTS)
+    assert TAKE_OVER not in shared_overrides(options(), DEFAULTS)
 
 
 def test_an_own_list_of_arms_gets_the_reference_arms(tmp_path):
