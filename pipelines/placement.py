@@ -17,9 +17,24 @@ POD_FACTS = {
 }
 """Environment variables of every pod, for its launch record."""
 
+SITE_SETTINGS = {
+    "endpoint": "ROBOIMI_S3_ENDPOINT",
+    "region": "AWS_REGION",
+    "swanlab_mode": "SWANLAB_MODE",
+    "hub_offline": "HF_HUB_OFFLINE",
+}
+"""Keys of the site's ConfigMap -> environment variables of every pod; all optional."""
+
+CA_FOLDER = "/etc/roboimi/ca"
+
+PART_OF = {"app.kubernetes.io/part-of": "roboimi-campaign"}
+"""Label of every step's pod: what network policies, quotas and `status` select by."""
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
 EXIT_TASK = "compare_experiments"
 
-ARM_STEPS = frozenset({"train_policy", "evaluate_policy"})
+ARM_STEPS = frozenset({"train_policy", "evaluate_shard", "evaluate_policy"})
 """The steps of one arm, which run beside those of others where the profile's parallelism is above 1."""
 
 
@@ -62,7 +77,17 @@ def _pod(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
     for variable, path in POD_FACTS.items():
         kubernetes.use_field_path_as_env(task, variable, path)
     for secret in cluster.secrets:
-        kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=True)
+        if not secret.steps or step in secret.steps:
+            kubernetes.use_secret_as_env(task, secret.name, dict(secret.env), optional=not secret.required)
+    if cluster.defaults_config_map:
+        kubernetes.use_config_map_as_env(task, cluster.defaults_config_map, dict(SITE_SETTINGS), optional=True)
+    if cluster.ca_config_map:
+        kubernetes.use_config_map_as_volume(task, cluster.ca_config_map, CA_FOLDER)
+        task.set_env_variable("AWS_CA_BUNDLE", f"{CA_FOLDER}/ca.crt")
+    for label, value in {**PART_OF, "app.kubernetes.io/component": step.replace("_", "-")}.items():
+        kubernetes.add_pod_label(task, label, value)
+    security = cluster.security
+    kubernetes.set_security_context(task, security.run_as_user, security.run_as_group, run_as_non_root=True)
     if step in cluster.timeout_s:
         kubernetes.set_timeout(task, cluster.timeout_s[step])
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
@@ -70,7 +95,10 @@ def _pod(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
 
 def _gpu(task: dsl.PipelineTask, cluster: Cluster) -> None:
     gpu = cluster.gpu
-    task.set_accelerator_type(gpu.resource).set_accelerator_limit(gpu.count)
+    if cluster.queue:
+        kubernetes.add_pod_label(task, QUEUE_LABEL, cluster.queue)
+    if gpu.count:
+        task.set_accelerator_type(gpu.resource).set_accelerator_limit(gpu.count)
     for toleration in gpu.tolerations:
         kubernetes.add_toleration(task, **toleration)
     for label, value in gpu.node_selector.items():

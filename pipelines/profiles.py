@@ -1,7 +1,8 @@
 """Profiles: what differs between running the campaign's DAG on one machine and on a cluster.
 
-A profile is a YAML file in `pipelines/conf`, read into frozen dataclasses, so that a misspelled setting is one sentence
-and not a default.
+A profile is a YAML file, in `pipelines/conf` or anywhere, read into frozen dataclasses, so that a misspelled setting is
+one sentence and not a default. With `base: cluster` in it, a file holds only what differs from that profile: mappings
+are merged, everything else is replaced.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -18,14 +19,18 @@ STEPS = (
     "validate_dataset",
     "smoke_test_encoder",
     "preflight_gpu",
+    "encode_shard",
     "encode_features",
     "train_policy",
+    "evaluate_shard",
     "evaluate_policy",
     "compare_experiments",
 )
-"""The steps of a campaign, in their order."""
+"""The steps of a campaign, in their order; those of a shard only where a profile has more than one."""
 
-GPU_STEPS = frozenset({"preflight_gpu", "encode_features", "train_policy", "evaluate_policy"})
+GPU_STEPS = frozenset(
+    {"preflight_gpu", "encode_shard", "encode_features", "train_policy", "evaluate_shard", "evaluate_policy"}
+)
 CPU_IMAGE_STEPS = frozenset({"validate_dataset", "compare_experiments"})
 
 
@@ -68,7 +73,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Gpu:
-    """How a step asks for its accelerator; `shm_size` is the size of its /dev/shm."""
+    """How a step asks for its accelerator (a count of 0: for none); `shm_size` is the size of its /dev/shm."""
 
     resource: str
     count: int
@@ -79,10 +84,27 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Secret:
-    """A Kubernetes secret; `env` maps its keys to environment variables."""
+    """A Kubernetes secret in the environment of steps.
+
+    Attributes:
+        name: of the secret.
+        env: its keys -> environment variables.
+        steps: which steps get it; none: all.
+        required: whether a step cannot start without it.
+    """
 
     name: str
     env: dict[str, str]
+    steps: tuple[str, ...] = ()
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Security:
+    """As whom steps run; the images are made for any user of group 0."""
+
+    run_as_user: int
+    run_as_group: int
 
 
 @dataclass(frozen=True)
@@ -103,9 +125,18 @@ class Cluster:
         images: by digest in a real campaign.
         gpu: how GPU steps are scheduled.
         resources: for each step its cpu request, cpu limit, memory request and memory limit.
-        secrets: given to every step, all optional.
+        secrets: what steps read from Kubernetes secrets.
         retry: of every step but the exit task.
+        security: as whom steps run.
+        restarts: how often in a row, without a new checkpoint, a crashed training is started again inside its pod.
+        encode_shards: how many pods encode at the same time.
+        eval_shards: how many pods roll one policy out at the same time.
+        require_gpu: whether the preflight insists on CUDA and a GPU's renderer.
+        ttl_s: how long Kubernetes keeps the objects of a finished run.
         timeout_s: for each step that has one.
+        defaults_config_map: ConfigMap with the site's settings, see `pipelines.placement.SITE_SETTINGS`; empty: none.
+        ca_config_map: ConfigMap whose key `ca.crt` holds the object store's certificates; empty: none.
+        queue: of Kueue, for the steps with a GPU; empty: none.
     """
 
     images: Images
@@ -113,7 +144,16 @@ class Cluster:
     resources: dict[str, tuple[str, str, str, str]]
     secrets: tuple[Secret, ...]
     retry: Retry
+    security: Security
+    restarts: int
+    encode_shards: int
+    eval_shards: int
+    require_gpu: bool
+    ttl_s: int
     timeout_s: dict[str, int] = field(default_factory=dict)
+    defaults_config_map: str = ""
+    ca_config_map: str = ""
+    queue: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +182,21 @@ class Profile:
         images = Images(cpu=cpu or self.cluster.images.cpu, gpu=gpu or self.cluster.images.gpu)
         return replace(self, cluster=replace(self.cluster, images=images))
 
+    def shard_arguments(self) -> dict[str, Any]:
+        """The pipeline's parameters that only a cluster's campaign has."""
+        if self.cluster is None:
+            return {}
+        return {
+            "encode_shards": shard_names(self.cluster.encode_shards),
+            "eval_shards": shard_names(self.cluster.eval_shards),
+            "require_gpu": self.cluster.require_gpu,
+        }
+
+
+def shard_names(count: int) -> list[str]:
+    """`1/3`, `2/3`, `3/3`: what the steps of a sharded stage are told."""
+    return [f"{number}/{count}" for number in range(1, count + 1)]
+
 
 def profile_names() -> list[str]:
     """The profiles that can be named."""
@@ -149,15 +204,16 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read `pipelines/conf/<name>.yaml`.
+    """Read a profile.
+
+    Args:
+        name: of a file in `pipelines/conf`, without its ending, or the path of a YAML file.
 
     Raises:
         ConfigError: there is no such profile, or it has a setting that is unknown, missing or wrong.
     """
-    path = CONF / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(f"There is no profile {name!r}: choose one of {', '.join(profile_names())}.")
-    values = yaml.safe_load(path.read_text())
+    path = _path(name)
+    values = _read(path)
     cluster = values.pop("cluster", None)
     defaults = _build(Defaults, values.pop("defaults", {}), f"{path}: defaults")
     cluster = _cluster(cluster, path) if cluster else None
@@ -170,6 +226,44 @@ def load_profile(name: str) -> Profile:
     return profile
 
 
+def _path(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    path = CONF / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"There is no profile {name!r}: choose one of {', '.join(profile_names())}, or give a file's path."
+        )
+    return path
+
+
+def _read(path: Path, over: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file, on top of those of the profile that it names as its base."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"Profile {path} cannot be read ({error.strerror}): check --profile.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Profile {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"Profile {path} holds no settings: compare with another profile in {CONF}.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if path in over:
+        raise ConfigError(f"Profile {path} is its own base: change 'base'.")
+    return _merged(_read(_path(str(base)), (*over, path)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merged(base[name], value) for name, value in values.items() if _mappings(base.get(name), value)}
+    return {**base, **values, **both}
+
+
+def _mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 def _cluster(values: dict[str, Any], path: Path) -> Cluster:
     resources = {step: tuple(tier) for step, tier in values.get("resources", {}).items()}
     if set(resources) != set(STEPS) or any(len(tier) != 4 for tier in resources.values()):
@@ -179,9 +273,19 @@ def _cluster(values: dict[str, Any], path: Path) -> Cluster:
         "gpu": _build(Gpu, values.get("gpu", {}), f"{path}: cluster.gpu"),
         "secrets": tuple(_build(Secret, item, f"{path}: cluster.secrets") for item in values.get("secrets", [])),
         "retry": _build(Retry, values.get("retry", {}), f"{path}: cluster.retry"),
+        "security": _build(Security, values.get("security", {}), f"{path}: cluster.security"),
         "resources": resources,
     }
-    return _build(Cluster, {**values, **parts}, f"{path}: cluster")
+    cluster = _build(Cluster, {**values, **parts}, f"{path}: cluster")
+    for name, least in {"encode_shards": 1, "eval_shards": 1, "restarts": 0, "ttl_s": 1}.items():
+        if not isinstance(getattr(cluster, name), int) or getattr(cluster, name) < least:
+            raise ConfigError(
+                f"{path}: cluster.{name}={getattr(cluster, name)!r} must be a whole number from {least} on."
+            )
+    named = {step for secret in cluster.secrets for step in secret.steps} | set(cluster.timeout_s)
+    if unknown := sorted(named - set(STEPS)):
+        raise ConfigError(f"{path}: {', '.join(unknown)} is no step: there are {', '.join(STEPS)}.")
+    return cluster
 
 
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:

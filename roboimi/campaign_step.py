@@ -59,6 +59,10 @@ class Step:
         key = record_key(self.record["job_id"], self.record["arm"], self.record["step"])
         self.store.write_json(key, self.record)
 
+    def add(self, name: str, value: Any) -> None:
+        """Append to a list in the record, and write it now."""
+        self.note(**{name: [*self.record.get(name, []), value]})
+
 
 @contextlib.contextmanager
 def campaign_step(store: str, job_id: str, step: str, arm: str = CAMPAIGN, **fields: Any) -> Iterator[Step]:

@@ -18,7 +18,7 @@ def encode_features(
     Args:
         encoder: Name of the vision tower.
         store: URI of the store.
-        job_id: Run id of the campaign.
+        job_id: Run id of the campaign; empty to take it from the pod.
         dataset: Pointer to the validated dataset.
         features: Pointer to the feature cache.
     """

@@ -14,6 +14,7 @@ def evaluate_policy(
     job_id: str,
     policy: dsl.Input[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    shards: list[str] = [],  # noqa: B006 (a default of the compiled component)
 ):
     """Run the policy on `episodes` seeds from `seed` on, or recognise that it was.
 
@@ -25,10 +26,12 @@ def evaluate_policy(
         job_id: Run id of the campaign.
         policy: Pointer to the trained policy.
         metrics: Success rate, episodes, latency; the same names for every arm.
+        shards: The shards that have rolled out parts of the seeds; their episodes are taken, missing ones are run.
     """
     from roboimi.campaign_step import campaign_step, read_pointer
 
     with campaign_step(store, job_id, "evaluate", arm) as step:
+        from roboimi.shards import Shard
         from roboimi.vla.config import EvalConfig
         from roboimi.vla.eval_vla import evaluate
         from roboimi.vla.rollouts.eval_run import EvalRun
@@ -36,7 +39,7 @@ def evaluate_policy(
         settings = EvalConfig(episodes=episodes, first_seed=seed)
         run = EvalRun.from_store(step.store, read_pointer(policy.path)["uri"], settings, videos=2)
         step.note(checkpoint=run.checkpoint, rollouts=run.prefix)
-        result = evaluate(run, store=step.store)
+        result = evaluate(run, store=step.store, parts=[run.of_shard(Shard.parse(shard)) for shard in shards])
         unknown = f", {result.unknown} unknown" if result.unknown else ""
         step.record["recognised"] = result.adopted
         step.record["result"] = f"{result.successes} of {result.episodes} succeeded{unknown}"

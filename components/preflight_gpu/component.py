@@ -10,6 +10,7 @@ def preflight_gpu(
     encoder: str,
     train_overrides: list[str],
     code_revision: str,
+    require_gpu: bool,
     store: str,
     job_id: str,
     dataset: dsl.Input[dsl.Dataset],
@@ -21,6 +22,7 @@ def preflight_gpu(
         encoder: Name of the vision tower.
         train_overrides: Hydra overrides that all arms share.
         code_revision: Git revision that the campaign was submitted with; empty: not checked.
+        require_gpu: Whether CUDA and a GPU's renderer have to be there; without, the rest is checked on the CPU.
         store: URI of the store.
         job_id: Run id of the campaign.
         dataset: Pointer to the validated dataset.
@@ -35,7 +37,7 @@ def preflight_gpu(
         from roboimi.vla.preflight import preflight
 
         ref = resolve_dataset(read_pointer(dataset.path)["uri"])
-        found = preflight(ref, encoder, train_overrides, code_revision)
+        found = preflight(ref, encoder, train_overrides, code_revision, require_gpu=require_gpu)
         step.record |= {"preflight": found, "gpu": found["device"]}
         step.record["result"] = f"{found['device']}, {found['renderer']}, {found['seconds_per_step']:.3f} s a step"
         lines = [f"- {name}: {value}" for name, value in found.items()]

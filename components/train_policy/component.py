@@ -17,6 +17,7 @@ def train_policy(
     features: dsl.Input[dsl.Dataset],
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    restarts: int = 0,
 ):
     """Train the policy that the overrides describe; a killed training goes on from its last checkpoint.
 
@@ -31,18 +32,30 @@ def train_policy(
         features: Pointer to the feature cache.
         policy: Pointer to the trained policy.
         metrics: Loss, steps, seconds and size; the same names for every arm.
+        restarts: How often in a row, without a new checkpoint, a crashed training is started again; 0: it is not, and
+            runs in the step's own process.
     """
+    from functools import partial
+
     from roboimi.campaign_step import campaign_step, read_pointer, write_pointer
 
     with campaign_step(store, job_id, "train", arm, overrides=[*train_overrides, *overrides]) as step:
         from roboimi.vla.config import TrainRun, training_key
         from roboimi.vla.train_vla import train, training_prefix
+        from roboimi.vla.training.supervisor import Request, supervise
 
         data, cache = read_pointer(dataset.path), read_pointer(features.path)
         run = TrainRun.from_overrides([*train_overrides, *overrides], dataset=data["uri"], encoder=encoder)
+        training = training_prefix(training_key(run.fingerprint(data["digest"], cache["digest"])))
         # Before the training, so that the report can show how far one came that was killed.
-        step.note(training=training_prefix(training_key(run.fingerprint(data["digest"], cache["digest"]))))
-        result = train(run, store=step.store, claimant=f"{step.record['job_id']}/{arm}")
+        step.note(training=training)
+        claimant = f"{step.record['job_id']}/{arm}"
+        if restarts:
+            request = Request([*train_overrides, *overrides], data["uri"], encoder, store, claimant)
+            again = partial(step.add, "restarts")
+            result = supervise(request, step.store, training, restarts=restarts, on_restart=again)
+        else:
+            result = train(run, store=step.store, claimant=claimant)
         loss = "none" if result.loss is None else f"{result.loss:.4f}"
         step.record |= {"checkpoint": result.checkpoint, "recognised": result.adopted}
         step.record |= {"tracking": result.tracking, "result": f"{result.steps} steps, loss {loss}"}

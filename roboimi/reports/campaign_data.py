@@ -6,6 +6,7 @@ Read from the store, and nothing but small files of it:
 campaigns/<job>/campaign/<step>.json   validate: dataset, dataset_digest, episodes, frames · smoke: encoder
 campaigns/<job>/<arm>/train.json       training: prefix of the training
 campaigns/<job>/<arm>/evaluate.json    rollouts: prefix of the rollouts
+campaigns/<job>/.../<step>-1-of-4.json a part of encode or evaluate, where several pods share it
 trainings/<key>/RESULT.json, metrics.jsonl
 rollouts/<key>/RESULT.json, episodes.jsonl, filmstrip_*.webp
 ```
@@ -143,10 +144,18 @@ def collect(store: Store, job_id: str, experiments: Sequence[Mapping[str, Any]],
 
 def _record(store: Store, job_id: str, arm: str, step: str) -> dict[str, Any] | None:
     """A launch record; one that cannot be read is shown as a failed step, so that the report is still written."""
+    folder = f"campaigns/{job_id}/{arm}"
     try:
-        return store.read_json(f"campaigns/{job_id}/{arm}/{step}.json")
+        return store.read_json(f"{folder}/{step}.json") or _failed_shard(store, folder, step)
     except RoboimiError as error:
         return {"status": "failed", "failure_class": error.failure_class, "reason": str(error)}
+
+
+def _failed_shard(store: Store, folder: str, step: str) -> dict[str, Any] | None:
+    """Why a step that several pods share did not come to its end: the first of its shards that did not succeed."""
+    names = [name for name in store.list(folder) if name.startswith(f"{step}-") and name.endswith(".json")]
+    records = [store.read_json(f"{folder}/{name}") for name in sorted(names)]
+    return next((record for record in records if record and record.get("status") != "succeeded"), None)
 
 
 def _blocking_failure(shared: Mapping[str, Mapping[str, Any] | None]) -> str:

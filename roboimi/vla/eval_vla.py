@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,17 @@ VALIDATION_SEED = 50_000
 """First seed of the rollouts during training: not those of demonstrations, nor those that arms are compared on."""
 
 
-def evaluate(run: EvalRun, *, store: Store, progress: Progress | None = None) -> EvalResult:
+def evaluate(
+    run: EvalRun, *, store: Store, progress: Progress | None = None, parts: Sequence[EvalRun] = ()
+) -> EvalResult:
     """Roll a policy out on its seeds, or go on, or return what is already known.
 
     Args:
         run: what to roll out, and where.
         store: where checkpoints and rollouts live.
         progress: shows the episodes; None: one of its own.
+        parts: evaluations of the same policy over parts of the seeds; the episodes of those that are finished are
+            taken. An episode is the same whichever process runs it, but for its timing.
 
     Raises:
         CheckpointError: the checkpoint is damaged or of another policy.
@@ -56,6 +60,9 @@ def evaluate(run: EvalRun, *, store: Store, progress: Progress | None = None) ->
     with EpisodeLog(folder, run.settings.seeds) as episodes:
         if finished := store.committed(run.prefix, RESULT):
             return EvalResult.from_document(run.prefix, finished, adopted=True)
+        for part in parts:
+            if store.committed(part.prefix, RESULT):
+                episodes.adopt(store.fetch(part.prefix))
         own = Progress.start(f"rollouts {run.task.name}", total=run.settings.episodes) if progress is None else None
         with own or contextlib.nullcontext(progress) as shown:
             facts = _run_missing(run, store, episodes, shown)

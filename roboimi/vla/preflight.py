@@ -39,7 +39,9 @@ class CodeRevisionError(RoboimiError):
     failure_class = "code-revision"
 
 
-def preflight(ref: DatasetRef, encoder: str, overrides: Sequence[str], expected_revision: str) -> dict[str, Any]:
+def preflight(
+    ref: DatasetRef, encoder: str, overrides: Sequence[str], expected_revision: str, *, require_gpu: bool = True
+) -> dict[str, Any]:
     """Run all checks on this node.
 
     Args:
@@ -47,6 +49,7 @@ def preflight(ref: DatasetRef, encoder: str, overrides: Sequence[str], expected_
         encoder: name of the vision tower.
         overrides: Hydra overrides that all arms share.
         expected_revision: git revision the campaign was submitted with; empty: not checked.
+        require_gpu: whether a node without CUDA, or with a renderer in software, fails; else it is only named.
 
     Returns:
         `device`, `renderer`, `steps`, `seconds_per_step`, `revision`.
@@ -59,10 +62,10 @@ def preflight(ref: DatasetRef, encoder: str, overrides: Sequence[str], expected_
     from roboimi.envs.render import gl_renderer
 
     revision = check_revision(expected_revision, code_revision())
-    device = check_cuda()
-    renderer = check_renderer(gl_renderer())
+    device = check_cuda() if require_gpu else "cpu (no GPU asked for)"
+    renderer = check_renderer(gl_renderer()) if require_gpu else gl_renderer()
     run = TrainRun.from_overrides(overrides, dataset=ref.text, encoder=encoder)
-    seconds = run_policy_steps(run, ref, device="cuda")
+    seconds = run_policy_steps(run, ref, device="cuda" if require_gpu else "cpu")
     return {
         "device": device,
         "renderer": renderer,

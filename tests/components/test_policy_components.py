@@ -8,7 +8,9 @@ from kfp import dsl
 from transformers import SiglipVisionConfig
 
 from components.encode_features.component import encode_features
+from components.encode_shard.component import encode_shard
 from components.evaluate_policy.component import evaluate_policy
+from components.evaluate_shard.component import evaluate_shard
 from components.preflight_gpu.component import preflight_gpu
 from components.train_policy.component import train_policy
 from roboimi.campaign_step import read_pointer, write_pointer
@@ -46,24 +48,25 @@ class Campaign:
     def encode(self):
         encode_features.python_func(self.encoder, **self.shared, dataset=self.dataset, features=self.features)
 
-    def train(self, arm, overrides):
+    def train(self, arm, overrides, shared=None, **options):
         policy, metrics = self.artifact(dsl.Model, f"policy-{arm}"), self.artifact(dsl.Metrics, f"metrics-{arm}")
         train_policy.python_func(
             arm,
             overrides,
             SHARED,
             self.encoder,
-            **self.shared,
+            **(shared or self.shared),
             dataset=self.dataset,
             features=self.features,
             policy=policy,
             metrics=metrics,
+            **options,
         )
         return policy, metrics.metadata
 
-    def evaluate(self, arm, policy):
+    def evaluate(self, arm, policy, episodes=1, **options):
         metrics = self.artifact(dsl.Metrics, f"evaluated-{arm}")
-        evaluate_policy.python_func(arm, 1, 100_000, **self.shared, policy=policy, metrics=metrics)
+        evaluate_policy.python_func(arm, episodes, 100_000, **self.shared, policy=policy, metrics=metrics, **options)
         return metrics.metadata
 
 
@@ -119,6 +122,40 @@ def test_an_arm_is_evaluated_on_its_checkpoint(campaign, trained):
     assert campaign.record("wide", "evaluate")["recognised"] is True
 
 
+def test_shards_of_the_rollouts_are_put_together(campaign, trained):
+    policy = trained["blind"][0]
+    for shard in ("1/2", "2/2"):
+        rollouts = campaign.artifact(dsl.Artifact, f"rollouts-{shard[0]}")
+        evaluate_shard.python_func("blind", shard, 2, 100_000, **campaign.shared, policy=policy, rollouts=rollouts)
+        assert campaign.record("blind", f"evaluate-{shard[0]}-of-2")["result"] == "0 of 1 succeeded"
+        assert read_pointer(rollouts.path)["episodes"] == 1
+    assert campaign.evaluate("blind", policy, episodes=2, shards=["1/2", "2/2"])["episodes"] == 2.0
+    prefixes = [campaign.record("blind", step)["rollouts"] for step in ("evaluate", "evaluate-1-of-2")]
+    seconds = [campaign.store.committed(prefix, "RESULT.json")["timing"]["step_s"] for prefix in prefixes]
+    assert seconds[0] > seconds[1] > 0
+
+
+def test_shards_of_the_encoding_fill_one_cache(campaign, tmp_path):
+    other = Campaign(tmp_path)
+    for shard, complete in (("1/2", False), ("2/2", True)):
+        cache = other.artifact(dsl.Dataset, f"cache-{shard[0]}")
+        encode_shard.python_func(other.encoder, shard, **other.shared, dataset=other.dataset, cache=cache)
+        assert read_pointer(cache.path)["complete"] is complete
+        assert other.record("campaign", f"encode-{shard[0]}-of-2")["status"] == "succeeded"
+    other.encode()
+    assert other.record("campaign", "encode")["recognised"] is True
+
+
+def test_a_supervised_training_is_the_same_training(campaign, trained, tmp_path):
+    policy, metrics = campaign.train("supervised", ["backbone=blind", "train.seed=1"], restarts=2)
+    assert metrics["steps"] == 3.0
+    record = campaign.record("supervised", "train")
+    assert "restarts" not in record
+    alone = {**campaign.shared, "store": str(tmp_path / "store")}
+    again, _ = campaign.train("alone", ["backbone=blind", "train.seed=1"], shared=alone)
+    assert read_pointer(policy.path)["digest"] == read_pointer(again.path)["digest"]
+
+
 def test_an_arm_that_contradicts_the_data_fails_with_one_sentence(campaign, capsys):
     with pytest.raises(SystemExit) as caught:
         campaign.train("wrong", ["task.state_dim=13"])
@@ -136,8 +173,18 @@ def test_a_node_without_a_gpu_fails_its_preflight(campaign, capsys):
     summary = campaign.artifact(dsl.Markdown, "preflight")
     with pytest.raises(SystemExit) as caught:
         preflight_gpu.python_func(
-            campaign.encoder, SHARED, "", **campaign.shared, dataset=campaign.dataset, summary=summary
+            campaign.encoder, SHARED, "", True, **campaign.shared, dataset=campaign.dataset, summary=summary
         )
     assert caught.value.code == 15
     assert "finds no CUDA device" in capsys.readouterr().err
     assert campaign.record("campaign", "preflight")["failure_class"] == "no-cuda"
+
+
+def test_a_cluster_without_gpus_is_told_so_and_checks_the_rest(campaign):
+    summary = campaign.artifact(dsl.Markdown, "preflight-cpu")
+    preflight_gpu.python_func(
+        campaign.encoder, SHARED, "", False, **campaign.shared, dataset=campaign.dataset, summary=summary
+    )
+    found = campaign.record("campaign", "preflight")["preflight"]
+    assert found["device"] == "cpu (no GPU asked for)"
+    assert found["steps"] == 8

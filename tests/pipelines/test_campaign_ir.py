@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from pipelines.arms import Arm
 from pipelines.compile import compile_campaign
+from pipelines.placement import SITE_SETTINGS
 from pipelines.profiles import GPU_STEPS, STEPS, load_profile
 
 JOB_ID = "{{$.pipeline_job_uuid}}"
@@ -43,9 +45,21 @@ def container(pipeline: dict[str, Any], step: str) -> dict[str, Any]:
     return pipeline["deploymentSpec"]["executors"][f"exec-{name_of(step)}"]["container"]
 
 
-def dag(pipeline: dict[str, Any], prefix: str) -> dict[str, Any]:
-    (name,) = [name for name in pipeline["components"] if name.startswith(f"comp-{prefix}")]
-    return pipeline["components"][name]["dag"]["tasks"]
+def dag(pipeline: dict[str, Any], prefix: str, holding: str = "") -> dict[str, Any]:
+    """The tasks of the one DAG whose component is called so, and that holds the task `holding`."""
+    found = [c["dag"]["tasks"] for name, c in pipeline["components"].items() if name.startswith(f"comp-{prefix}")]
+    (tasks,) = [tasks for tasks in found if not holding or holding in tasks]
+    return tasks
+
+
+def loop(tasks: dict[str, Any], over: str) -> tuple[str, dict[str, Any]]:
+    """Name and task of the one loop among `tasks` over a parameter."""
+    (found,) = [
+        (name, task)
+        for name, task in tasks.items()
+        if task.get("parameterIterator", {}).get("items", {}).get("inputParameter") == f"pipelinechannel--{over}"
+    ]
+    return found
 
 
 def test_the_exit_task_waits_for_everything_and_runs_whatever_happened(cluster):
@@ -60,37 +74,66 @@ def test_the_exit_task_waits_for_everything_and_runs_whatever_happened(cluster):
 def test_the_stages_inside_the_exit_handler(cluster, local):
     shared = {"validate-dataset", "smoke-test-encoder", "encode-features"}
     on_cluster, here = dag(cluster[0], "exit-handler"), dag(local, "exit-handler")
-    (loop,) = [name for name in on_cluster if name.startswith("for-loop")]
-    assert set(on_cluster) == shared | {"preflight-gpu", loop}
+    loops = {name for name in on_cluster if name.startswith("for-loop")}
+    assert set(on_cluster) == shared | {"preflight-gpu"} | loops
+    assert len(loops) == 2
     assert {name for name in here if not name.startswith("for-loop")} == shared
-    assert set(on_cluster["encode-features"]["dependentTasks"]) == {
-        "validate-dataset",
-        "smoke-test-encoder",
-        "preflight-gpu",
-    }
-    assert on_cluster[loop]["iteratorPolicy"]["parallelismLimit"] == 2
-    (local_loop,) = [task for name, task in here.items() if name.startswith("for-loop")]
-    assert local_loop["iteratorPolicy"]["parallelismLimit"] == 2
+    assert set(here["encode-features"]["dependentTasks"]) == {"validate-dataset", "smoke-test-encoder"}
+    assert loop(on_cluster, "experiments")[1]["iteratorPolicy"]["parallelismLimit"] == 2
+    assert loop(here, "experiments")[1]["iteratorPolicy"]["parallelismLimit"] == 2
 
 
-def test_the_loop_runs_over_the_parameter_and_never_over_a_static_list(cluster):
-    (loop,) = [task for name, task in dag(cluster[0], "exit-handler").items() if name.startswith("for-loop")]
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--experiments"}
+def test_no_gpu_is_spent_on_images_before_data_encoder_and_node_are_found_good(cluster):
+    tasks = dag(cluster[0], "exit-handler")
+    name, shards = loop(tasks, "encode_shards")
+    assert set(shards["dependentTasks"]) == {"validate-dataset", "smoke-test-encoder", "preflight-gpu"}
+    assert "iteratorPolicy" not in shards  # all at once
+    assert name in tasks["encode-features"]["dependentTasks"]
+    assert set(dag(cluster[0], "for-loop", "encode-shard")) == {"encode-shard"}
 
 
-def test_an_arm_is_trained_and_then_evaluated(cluster):
-    tasks = dag(cluster[0], "for-loop")
-    assert set(tasks) == {"train-policy", "evaluate-policy"}
+def test_every_loop_runs_over_a_parameter_and_never_over_a_static_list(cluster, local):
+    for pipeline in (cluster[0], local):
+        iterators = [task["parameterIterator"] for task in all_tasks(pipeline).values() if "parameterIterator" in task]
+        assert iterators
+        assert all(set(iterator["items"]) == {"inputParameter"} for iterator in iterators)
+
+
+def test_an_arm_is_trained_and_then_evaluated(cluster, local):
+    tasks = dag(cluster[0], "for-loop", "train-policy")
+    name, shards = loop(tasks, "eval_shards")
+    assert set(tasks) == {"train-policy", "evaluate-policy", name}
+    assert shards["dependentTasks"] == ["train-policy"]
+    assert set(tasks["evaluate-policy"]["dependentTasks"]) == {"train-policy", name}
+    assert set(dag(cluster[0], "for-loop", "evaluate-shard")) == {"evaluate-shard"}
+    assert set(dag(local, "for-loop", "train-policy")) == {"train-policy", "evaluate-policy"}
     train, evaluate = tasks["train-policy"]["inputs"], tasks["evaluate-policy"]["inputs"]
     assert evaluate["artifacts"]["policy"]["taskOutputArtifact"] == {
         "outputArtifactKey": "policy",
         "producerTask": "train-policy",
     }
+    assert evaluate["parameters"]["shards"] == {"componentInputParameter": "pipelinechannel--eval_shards"}
     assert set(train["artifacts"]) == {"dataset", "features"}
     expression = "parseJson(string_value)"
     assert train["parameters"]["arm"]["parameterExpressionSelector"] == f'{expression}["arm"]'
     assert train["parameters"]["overrides"]["parameterExpressionSelector"] == f'{expression}["overrides"]'
     assert evaluate["parameters"]["arm"]["parameterExpressionSelector"] == f'{expression}["arm"]'
+
+
+def test_a_crashed_training_is_started_again_in_its_pod_and_not_on_one_machine(cluster, local):
+    for pipeline, restarts in ((cluster[0], 5.0), (local, 0.0)):
+        value = dag(pipeline, "for-loop", "train-policy")["train-policy"]["inputs"]["parameters"]["restarts"]
+        assert value == {"runtimeValue": {"constant": restarts}}
+
+
+def test_shards_are_what_the_profile_says(cluster, tmp_path):
+    parameters = cluster[0]["root"]["inputDefinitions"]["parameters"]
+    assert parameters["encode_shards"]["defaultValue"] == ["1/4", "2/4", "3/4", "4/4"]
+    assert parameters["eval_shards"]["defaultValue"] == ["1/4", "2/4", "3/4", "4/4"]
+    profile = load_profile("cluster")
+    one = replace(profile, cluster=replace(profile.cluster, encode_shards=1, eval_shards=1))
+    pipeline = next(yaml.safe_load_all(compile_campaign(one, tmp_path / "c.yaml").read_text()))
+    assert not {"encode-shard", "evaluate-shard"} & set(all_tasks(pipeline))
 
 
 def test_the_default_experiments_hold_both_projections_and_only_arm_and_overrides(cluster):
@@ -122,6 +165,9 @@ def test_the_parameters_of_the_campaign(cluster):
         "eval_episodes",
         "eval_seed",
         "code_revision",
+        "encode_shards",
+        "eval_shards",
+        "require_gpu",
     }
     assert {name for name, value in parameters.items() if not value.get("isOptional")} == {"dataset", "dataset_digest"}
 
@@ -149,12 +195,13 @@ def test_every_step_knows_its_run(cluster):
         assert job == ("" if cached else JOB_ID)
 
 
-def test_only_the_gates_are_cached_and_only_on_the_cluster(cluster, local):
+def test_what_comes_before_the_arms_is_cached_and_only_on_the_cluster(cluster, local):
     def cached(pipeline: dict[str, Any]) -> set[str]:
         tasks = all_tasks(pipeline).items()
         return {name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")}
 
-    assert cached(cluster[0]) == {"validate-dataset", "smoke-test-encoder"}
+    gates = {"validate-dataset", "smoke-test-encoder"}
+    assert cached(cluster[0]) == gates | {"encode-shard", "encode-features"}
     assert cached(local) == set()
 
 
@@ -176,7 +223,7 @@ def test_gpu_steps_and_only_they_ask_for_an_accelerator(cluster, step):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_every_step_states_its_resources_its_image_and_optional_secrets(cluster, step):
+def test_every_step_states_its_resources_its_image_and_its_secrets(cluster, step):
     pipeline, platform = cluster
     spec, pod = container(pipeline, step), platform[f"exec-{name_of(step)}"]
     resources = spec["resources"]
@@ -186,12 +233,55 @@ def test_every_step_states_its_resources_its_image_and_optional_secrets(cluster,
     assert spec["image"] == f"roboimi-{image}:0.1.0"
     assert "pip install" not in " ".join(spec["command"])
     assert {"name": "ROBOIMI_IMAGE", "value": spec["image"]} in spec["env"]
-    assert {secret["secretName"] for secret in pod["secretAsEnv"]} == {
-        "roboimi-store",
-        "roboimi-swanlab",
-        "roboimi-hub",
+    secrets = {secret["secretName"]: secret.get("optional", False) for secret in pod["secretAsEnv"]}
+    # Optional where a step can do without: a site without SwanLab or without the hub has no such secret.
+    wanted = {"roboimi-store": False}
+    wanted |= {"roboimi-swanlab": True} if step == "train_policy" else {}
+    wanted |= {} if step in {"validate_dataset", "compare_experiments"} else {"roboimi-hub": True}
+    assert secrets == wanted
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_pod_can_be_told_from_others_and_runs_as_nobody(cluster, step):
+    pod = cluster[1][f"exec-{name_of(step)}"]
+    assert pod["podMetadata"]["labels"] == {
+        "app.kubernetes.io/part-of": "roboimi-campaign",
+        "app.kubernetes.io/component": name_of(step),
     }
-    assert all(secret["optional"] for secret in pod["secretAsEnv"])
+    assert pod["securityContext"] == {"runAsUser": "1000", "runAsGroup": "0", "runAsNonRoot": True}
+    (settings,) = pod["configMapAsEnv"]
+    assert (settings["configMapName"], settings["optional"]) == ("roboimi-defaults", True)
+    assert {item["configMapKey"]: item["envVar"] for item in settings["keyToEnv"]} == SITE_SETTINGS
+    assert "configMapAsVolume" not in pod
+
+
+def test_no_cached_step_receives_the_code_revision(cluster):
+    for name, task in all_tasks(cluster[0]).items():
+        if "code_revision" in task.get("inputs", {}).get("parameters", {}):
+            assert name == "preflight-gpu"
+            assert not task["cachingOptions"].get("enableCache", False)
+
+
+def test_a_site_can_name_a_queue_and_certificates(tmp_path):
+    profile = load_profile("cluster")
+    site = replace(profile, cluster=replace(profile.cluster, queue="robots", ca_config_map="store-ca"))
+    text = compile_campaign(site, tmp_path / "c.yaml").read_text()
+    pipeline, platform = yaml.safe_load_all(text)
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for step in STEPS:
+        pod = pods[f"exec-{name_of(step)}"]
+        queue = pod["podMetadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+        assert queue == ("robots" if step in GPU_STEPS else None)
+        (volume,) = pod["configMapAsVolume"]
+        assert (volume["configMapName"], volume["mountPath"]) == ("store-ca", "/etc/roboimi/ca")
+        environment = {item["name"]: item["value"] for item in container(pipeline, step)["env"]}
+        assert environment["AWS_CA_BUNDLE"] == "/etc/roboimi/ca/ca.crt"
+
+
+def test_finished_runs_are_cleared_away(tmp_path):
+    path = compile_campaign(load_profile("cluster"), tmp_path / "campaign.yaml")
+    _, platform = yaml.safe_load_all(path.read_text())
+    assert platform["platforms"]["kubernetes"]["pipelineConfig"] == {"resourceTtlOnCompletion": 1209600}
 
 
 def test_every_step_but_the_exit_task_is_retried_for_longer_than_an_hour(cluster):

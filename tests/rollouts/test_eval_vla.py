@@ -13,6 +13,7 @@ import torch
 
 from roboimi.errors import CheckpointError, ConfigError, DataError, HeldByAnotherError, PolicyOutputError
 from roboimi.progress import Progress
+from roboimi.shards import Shard
 from roboimi.vla.config import EvalConfig
 from roboimi.vla.eval_vla import evaluate, main, rollout_validation
 from roboimi.vla.rollouts.eval_run import EnvironmentBroken, EvalRun
@@ -137,6 +138,44 @@ def test_resumed_episodes_are_those_of_an_uninterrupted_run(trained):
     assert resumed.keys() == whole.keys()
     for seed, actions in resumed.items():
         np.testing.assert_array_equal(actions, whole[seed])
+
+
+def test_shards_give_the_evaluation_that_one_process_gives(trained):
+    store, checkpoint = trained("blind", time_limit_s=0.4)
+    run = run_of(store, checkpoint, filmstrips=False)
+    parts = [run.of_shard(Shard(index, 3)) for index in range(3)]
+    assert [part.settings.episodes for part in parts] == [1, 1, 2]
+    assert len({part.prefix for part in (run, *parts)}) == 4
+    for part in parts[:2]:
+        evaluate(part, store=store)
+    # A success that an untrained policy cannot have shows that the shard's episode is taken; the third one is missing.
+    folder = store.fetch(parts[0].prefix)
+    (line,) = read_episodes(folder)
+    (folder / "episodes.jsonl").write_text(json.dumps({**line, "outcome": "success", "stage": 4}) + "\n")
+    result = evaluate(run, store=store, parts=parts)
+    assert (result.successes, result.episodes) == (1, 4)
+    other = replace(run, policy_digest="another key, the same policy")
+    evaluate(other, store=store)
+    whole = actions_of(store, other)
+    for seed, actions in actions_of(store, run).items():
+        np.testing.assert_array_equal(actions, whole[seed])
+
+
+def test_an_unknown_episode_of_a_shard_runs_again(trained):
+    store, checkpoint = trained("blind", time_limit_s=0.4)
+    run = run_of(store, checkpoint, filmstrips=False)
+    part = run.of_shard(Shard(0, 2))
+    evaluate(part, store=store)
+    folder = store.fetch(part.prefix)
+    lines = [{**line, "outcome": "unknown", "reason": "made up"} for line in read_episodes(folder)]
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (evaluate(run, store=store, parts=[part]).episodes, len(lines)) == (4, 2)
+
+
+def test_more_shards_than_episodes_are_refused(trained):
+    store, checkpoint = trained("blind", time_limit_s=0.4)
+    with pytest.raises(ConfigError, match="5 shards are too many for 4 episodes"):
+        run_of(store, checkpoint).of_shard(Shard(0, 5))
 
 
 def test_two_processes_do_not_write_one_evaluation(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from roboimi.errors import CheckpointError, ConfigError, RoboimiError
+from roboimi.shards import Shard
 from roboimi.storage.keys import PREFIX_LENGTH, sha256_json
 from roboimi.storage.store import Store
 from roboimi.vla.chunk_queue import require_slice
@@ -104,6 +105,21 @@ class EvalRun:
             filmstrips=filmstrips,
             videos=videos,
         )
+
+    def of_shard(self, shard: Shard) -> Self:
+        """This evaluation over the shard's share of the seeds, without pictures.
+
+        Raises:
+            ConfigError: there are more shards than seeds.
+        """
+        seeds = shard.share(self.settings.seeds)
+        if not seeds:
+            raise ConfigError(
+                f"{shard.count} shards are too many for {self.settings.episodes} episodes: lower the shards of the "
+                "profile, or evaluate on more episodes."
+            )
+        settings = replace(self.settings, first_seed=seeds.start, episodes=len(seeds))
+        return replace(self, settings=settings, filmstrips=False, videos=0)
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the outcomes; its hash is the key of the rollouts."""

@@ -65,11 +65,21 @@ class EpisodeLog:
 
     def write(self, outcome: EpisodeOutcome, **fields: Any) -> None:
         """Add one episode. Its actions go first, so that every line has them."""
-        line = {**episode_fields(outcome), **fields, "actions_offset": self._actions.tell()}
-        self._actions.write(np.ascontiguousarray(outcome.actions, dtype="<f4").tobytes())
+        self._append({**episode_fields(outcome), **fields}, outcome.actions)
+
+    def _append(self, line: Mapping[str, Any], actions: np.ndarray) -> None:
+        whole = {**line, "actions_offset": self._actions.tell()}
+        self._actions.write(np.ascontiguousarray(actions, dtype="<f4").tobytes())
         self._actions.flush()
-        self._file.write(_as_line(line))
-        self.lines[outcome.seed] = line
+        self._file.write(_as_line(whole))
+        self.lines[whole["seed"]] = whole
+
+    def adopt(self, folder: Path) -> None:
+        """Take the known episodes of another evaluation of the same policy, as far as they are missing here."""
+        for line in read_episodes(folder):
+            if line["seed"] not in self._seeds or line["seed"] in self.lines or line["outcome"] == UNKNOWN:
+                continue
+            self._append(line, read_actions(folder, line))
 
     def finish(self) -> None:
         """Put all episodes into their final files, by seed. Until the running one is gone, that is the true one."""

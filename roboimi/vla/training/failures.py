@@ -50,7 +50,7 @@ def refuse_if_hopeless(store: Store, training: str) -> None:
     revision = code_revision()
     if failure is None or failure["retryable"] or revision is None or revision.endswith("-dirty"):
         return
-    kind = _error_class(failure["failure_class"])
+    kind = error_class(failure["failure_class"])
     if failure.get("git_revision") == revision and not kind.cured_outside:
         raise kind(
             f"{training} failed on {failure['at']} with the same code ({failure['failure_class']}: "
@@ -59,7 +59,8 @@ def refuse_if_hopeless(store: Store, training: str) -> None:
         )
 
 
-def _error_class(name: str) -> type[RoboimiError]:
+def error_class(name: str) -> type[RoboimiError]:
+    """The exception of a recorded failure class; one of its own for a class that this code does not know."""
     waiting: list[type[RoboimiError]] = [RoboimiError]
     while waiting:
         kind = waiting.pop()

@@ -1,0 +1,1 @@
+"""The `encode_shard` step."""
