@@ -1,13 +1,14 @@
 # make campaign   record demonstrations, then the whole campaign on this machine; again: goes on, or adopts what is done
 # make test       the tests
 # make faults     the fault campaigns at their full length: kills, outages, damage, zombies (about an hour)
+# make e2e        campaigns on a real Kubeflow Pipelines, killed and retried (KFP_HOST=...; see tests/e2e/site.py)
 # Options: DATASET=path (your own episodes), ARGS="--steps 500 ..." (see .venv/bin/python -m pipelines run --help)
 
 SHELL := /bin/bash
 python := .venv/bin/python
 dataset_option := $(if $(DATASET),--dataset "$(DATASET)")
 
-.PHONY: campaign test faults lint lock setup tools clean
+.PHONY: campaign test faults e2e lint lock setup tools clean
 
 campaign: setup
 	@$(python) -m pipelines run $(dataset_option) $(ARGS)
@@ -17,6 +18,9 @@ test: setup lint tools
 
 faults: setup tools
 	@OMP_NUM_THREADS=1 $(python) -m pytest -q -m faults --timeout 0 $(ARGS)
+
+e2e: setup
+	@$(python) -m pytest -v -s -m e2e --timeout 0 tests/e2e $(ARGS)
 
 lint: setup
 	@$(python) -m ruff check -q . && $(python) -m ruff format -q --check .
