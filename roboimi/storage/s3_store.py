@@ -55,7 +55,7 @@ class S3Store:
     """
 
     def __init__(self, uri: str):
-        bucket, self._prefix = _split(uri)
+        bucket, self._prefix = split_uri(uri)
         self.uri = f"s3://{'/'.join(filter(None, (bucket, self._prefix)))}"
         self.client = S3Client(endpoint_from_environment(), bucket)
         self._copies = LocalCopies(f"{self.client.endpoint.url} {self.uri}", bucket)
@@ -238,7 +238,7 @@ def _is_key(name: str) -> bool:
     return all(map(is_segment, name.split("/")))
 
 
-def _split(uri: str) -> tuple[str, str]:
+def split_uri(uri: str) -> tuple[str, str]:
     """Bucket and prefix of a URI."""
     parts = urlsplit(uri)
     if "@" in parts.netloc or ":" in parts.netloc or parts.query or parts.fragment:
