@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.local_request import RUNNERS, SUBPROCESS
 from pipelines.options import add_campaign, add_dataset, add_images, positive, profiles
 from pipelines.profiles import load_profile, profile_names
 from roboimi.command_line import run_command
@@ -15,6 +16,7 @@ examples:
   python -m pipelines run --dataset ~/episodes                the same with your own episodes
   python -m pipelines run --only projection-96 --steps 500    one arm, briefly
   python -m pipelines run --set train.learning_rate=3e-4      a setting of every arm
+  python -m pipelines run --runner docker                     the steps in the images that a cluster runs
   python -m pipelines compile --profile cluster -o campaign.yaml
 
 A campaign that was stopped or killed goes on where it was when the same command is given again; finished steps are
@@ -62,6 +64,12 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     where.add_argument("--outputs", metavar="PATH", type=Path, default=Path("outputs"), help="where logs go")
     where.add_argument(
         "--profile", choices=profiles(cluster=False), default="local", help="defaults to take (default: local)"
+    )
+    where.add_argument(
+        "--runner",
+        choices=RUNNERS,
+        default=SUBPROCESS,
+        help="run the steps as processes of this machine, or in their images by Docker (default: %(default)s)",
     )
     where.add_argument(
         "--supersede",

@@ -7,11 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
+from components.images import CPU_IMAGE, GPU_IMAGE
 from pipelines import checks
 from pipelines.arguments import CampaignOptions, campaign_arguments, choose_arms, shared_overrides
+from pipelines.local_request import DOCKER
 from pipelines.local_run import Outcome, failures, run_local
 from pipelines.profiles import Defaults, load_profile
 from roboimi.errors import ConfigError
+from roboimi.storage.launch_record import code_revision
 from roboimi.storage.store import Store, open_store
 from roboimi.vla.data.manifest import MANIFEST_NAME, DatasetRef
 
@@ -25,10 +28,12 @@ class LocalOptions(CampaignOptions):
     Attributes:
         record: how many demonstrations to record where there is no dataset.
         outputs: folder of logs.
+        runner: how the steps run, one of `pipelines.local_request.RUNNERS`.
     """
 
     record: int | None
     outputs: Path
+    runner: str
 
 
 def run_campaign(options: LocalOptions) -> int:
@@ -51,7 +56,7 @@ def run_campaign(options: LocalOptions) -> int:
     description = checks.check_encoder(encoder)
     arms = choose_arms(options, defaults)
     shared = shared_overrides(options, defaults)
-    renderer = checks.check_gl()
+    renderer = _renderer(options.runner)
     ref = _dataset(options, defaults, console)
     arms, left_out = checks.usable_arms(arms, ref)
     for arm in left_out:
@@ -64,7 +69,9 @@ def run_campaign(options: LocalOptions) -> int:
     console.print(f"encoder  {description}", highlight=False, soft_wrap=True)
     console.print(f"arms     {', '.join(arm.name for arm in arms)}", highlight=False, soft_wrap=True)
     console.print(f"renderer {renderer}", highlight=False, soft_wrap=True)
-    outcome = run_local(arguments, profile=options.profile, outputs=options.outputs, console=console)
+    outcome = run_local(
+        arguments, profile=options.profile, outputs=options.outputs, console=console, runner=options.runner
+    )
     return summarise(outcome, store, arguments["experiments"], console)
 
 
@@ -83,6 +90,16 @@ def summarise(outcome: Outcome, store: Store, experiments: list[dict[str, Any]],
         for sentence, log in failures(outcome):
             print(f"error: {sentence}\n       its log is {log}", file=sys.stderr)
     return outcome.exit_code
+
+
+def _renderer(runner: str) -> str:
+    """What draws, once it is known to: that of the image is tried by the steps themselves."""
+    if runner != DOCKER:
+        return checks.check_gl()
+    from pipelines.docker_engine import check_images
+
+    check_images((CPU_IMAGE, GPU_IMAGE), code_revision())
+    return f"that of {GPU_IMAGE}"
 
 
 def _dataset(options: LocalOptions, defaults: Defaults, console: Console) -> DatasetRef:

@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+SUBPROCESS, DOCKER = "subprocess", "docker"
+RUNNERS = (SUBPROCESS, DOCKER)
+"""How a step runs: as a process of this machine's Python, or in its image."""
+
 
 @dataclass(frozen=True)
 class LocalRequest:
@@ -17,6 +21,7 @@ class LocalRequest:
         pipeline_root: where kfp.local keeps the small artifacts that pass between steps.
         workspace_root: a fresh folder that is nobody's: kfp.local removes it, with all that is in it, after every run.
         owner_pid: the process that shows the campaign to the user.
+        runner: one of `RUNNERS`.
     """
 
     profile: str
@@ -25,6 +30,7 @@ class LocalRequest:
     pipeline_root: str
     workspace_root: str
     owner_pid: int
+    runner: str = SUBPROCESS
 
     def write(self, path: Path) -> None:
         """Write the request as JSON."""

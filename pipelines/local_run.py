@@ -9,20 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pipelines.display import Display, Record, failure_sentence, read_records, was_killed
-from pipelines.local_request import LocalRequest
+from pipelines.display import Display, Record, failure_sentence, read_records, step_name, was_killed
+from pipelines.local_request import DOCKER, SUBPROCESS, LocalRequest
 from roboimi.campaign_step import LOG_VARIABLE, LOGS_VARIABLE
 from roboimi.errors import StoreUnavailableError
 from roboimi.progress import ENVIRONMENT_VARIABLE as PROGRESS_VARIABLE
+from roboimi.storage.launch_record import CAMPAIGN
 from roboimi.storage.store import Store, open_store
+
+if TYPE_CHECKING:
+    from pipelines.docker_engine import Containers
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SECONDS_BETWEEN_LOOKS = 0.25
@@ -40,6 +44,7 @@ class Outcome:
         records: the launch records.
         log: what the runner printed; the steps' own logs lie in the folder `logs` beside it.
         report: `report.html`, or None where there is none.
+        unrecorded: steps that left no launch record although nothing said that they failed.
     """
 
     job_id: str
@@ -47,6 +52,7 @@ class Outcome:
     records: list[Record]
     log: Path
     report: Path | None
+    unrecorded: tuple[str, ...] = ()
 
 
 def campaign_id() -> str:
@@ -55,7 +61,13 @@ def campaign_id() -> str:
 
 
 def run_local(
-    arguments: dict[str, Any], *, profile: str, outputs: Path, console: Console, job_id: str | None = None
+    arguments: dict[str, Any],
+    *,
+    profile: str,
+    outputs: Path,
+    console: Console,
+    job_id: str | None = None,
+    runner: str = SUBPROCESS,
 ) -> Outcome:
     """Run the DAG to its end, or to an interrupt.
 
@@ -65,9 +77,11 @@ def run_local(
         outputs: folder for the log and the artifacts that pass between steps.
         console: where lines and the bar go.
         job_id: the campaign's run id; None: a new one.
+        runner: how the steps run, one of `pipelines.local_request.RUNNERS`.
 
     Raises:
         StoreError: the store cannot be opened.
+        EngineError: the steps should run in containers and no Docker engine answers.
     """
     job_id = job_id or campaign_id()
     store = open_store(arguments["store"])
@@ -84,25 +98,73 @@ def run_local(
             pipeline_root=str(folder / "artifacts"),
             workspace_root=str(scratch / "workspace"),
             owner_pid=os.getpid(),
+            runner=runner,
         )
         request.write(folder / "request.json")
-        code = _watch(folder / "request.json", log, scratch, store, job_id, console)
+        with _containers(request) as containers:
+            code = _watch(folder / "request.json", log, scratch, store, job_id, console, containers)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Outcome(job_id, code, read_records(store, job_id), log, _report(store, job_id))
+    records = read_records(store, job_id)
+    unrecorded = () if code else unrecorded_steps(records, arguments["experiments"])
+    # The records have the last word: a runner can take a step for finished that is not.
+    if unrecorded or any(record["status"] != "succeeded" for record in records):
+        code = code or 1
+    return Outcome(job_id, code, records, log, _report(store, job_id), unrecorded)
+
+
+def unrecorded_steps(records: Sequence[Record], experiments: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The steps of a campaign without a launch record; a step in shards has one `<step>-<k>-of-<n>` for each."""
+    expected = [(CAMPAIGN, step) for step in ("validate", "smoke", "encode", "compare")]
+    expected += [(item["arm"], step) for item in experiments for step in ("train", "evaluate")]
+    there = {(record["arm"], record["step"].split("-")[0]) for record in records}
+    return tuple(step_name({"arm": arm, "step": step}) for arm, step in expected if (arm, step) not in there)
 
 
 def failures(outcome: Outcome) -> list[tuple[str, str]]:
     """What went wrong, as a sentence and the log to read: each step that failed, or why there was no step at all."""
     failed = [record for record in outcome.records if record["status"] == "failed" or was_killed(record)]
+    if outcome.unrecorded:
+        sentences = [f"{step}: it left no launch record, so it did not run to its end" for step in outcome.unrecorded]
+        return [(failure_sentence(record), _log(record, outcome)) for record in failed] + [
+            (sentence, str(outcome.log)) for sentence in sentences
+        ]
     if not failed and outcome.exit_code:
         tail = outcome.log.read_text(errors="replace").strip().splitlines()
         why = tail[-1] if tail else "its log is empty"
         return [(f"the campaign ended outside of its steps: {why}", str(outcome.log))]
-    return [(failure_sentence(record), record.get("log", str(outcome.log))) for record in failed]
+    return [(failure_sentence(record), _log(record, outcome)) for record in failed]
 
 
-def _watch(request: Path, log: Path, scratch: Path, store: Store, job_id: str, console: Console) -> int:
+def _log(record: Record, outcome: Outcome) -> str:
+    return record.get("log", str(outcome.log))
+
+
+@contextlib.contextmanager
+def _containers(request: LocalRequest) -> Iterator["Containers | None"]:
+    """The campaign's containers, of which none is left when this is left; None where the steps run without any."""
+    if request.runner != DOCKER:
+        yield None
+        return
+    from pipelines.docker_engine import Containers
+
+    containers = Containers(request.job_id)
+    containers.remove_abandoned()
+    try:
+        yield containers
+    finally:
+        containers.remove()
+
+
+def _watch(
+    request: Path,
+    log: Path,
+    scratch: Path,
+    store: Store,
+    job_id: str,
+    console: Console,
+    containers: "Containers | None",
+) -> int:
     progress = scratch / "progress"
     progress.mkdir()
     records: list[Record] = []
@@ -121,7 +183,7 @@ def _watch(request: Path, log: Path, scratch: Path, store: Store, job_id: str, c
             # A second interrupt while the step commits means: now.
             with contextlib.suppress(_Stopped):
                 console.print("stopping: the running step commits what it has ...", highlight=False)
-                _stop(worker, store, job_id, records)
+                _stop(worker, store, job_id, records, containers)
             return 128 + stopped.number
         finally:
             _kill_group(worker)
@@ -151,22 +213,32 @@ def _start(request: Path, sink: Any, log: Path, scratch: Path, progress: Path) -
     )
 
 
-def _stop(worker: subprocess.Popen[bytes], store: Store, job_id: str, records: list[Record]) -> None:
+def _stop(
+    worker: subprocess.Popen[bytes],
+    store: Store,
+    job_id: str,
+    records: list[Record],
+    containers: "Containers | None",
+) -> None:
     """Let the running step commit and end; the frozen worker starts no further one meanwhile.
 
     `records` are those that were seen last, for when the store does not answer.
     """
+
+    def belongs(pid: int) -> bool:
+        return containers.own(pid) if containers else _belongs(pid, worker.pid)
+
     os.kill(worker.pid, signal.SIGSTOP)
     with contextlib.suppress(StoreUnavailableError):
         records = read_records(store, job_id)
     running = [record["pid"] for record in records if record["status"] == "running"]
-    steps = [pid for pid in running if _belongs(pid, worker.pid)]
+    steps = [pid for pid in running if belongs(pid)]
     for pid in steps:
         # The step's own process only: signals to its helpers would look like their crash while it commits.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + SECONDS_TO_COMMIT
-    while any(_belongs(pid, worker.pid) for pid in steps) and time.monotonic() < deadline:
+    while any(belongs(pid) for pid in steps) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

@@ -10,9 +10,10 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.arms import Arm
-from pipelines.local_request import LocalRequest
+from pipelines.local_request import DOCKER, LocalRequest
 from pipelines.profiles import load_profile
 from roboimi.campaign_step import PARENT_VARIABLE
 
@@ -28,7 +29,7 @@ def main() -> int:
 
 
 def run(request: LocalRequest) -> int:
-    """Build the pipeline and run it in subprocesses of this one."""
+    """Build the pipeline and run it, in subprocesses of this one or in containers."""
     from kfp import local
 
     from pipelines.campaign import build_campaign
@@ -40,7 +41,7 @@ def run(request: LocalRequest) -> int:
     profile = replace(load_profile(request.profile), job_id=request.job_id)
     arms = [Arm(name=item["arm"], overrides=tuple(item["overrides"])) for item in request.arguments["experiments"]]
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=_runner(request),
         pipeline_root=request.pipeline_root,
         workspace_root=request.workspace_root,
         raise_on_error=True,
@@ -52,6 +53,16 @@ def run(request: LocalRequest) -> int:
         print(f"error: {error}", flush=True)
         return 1
     return 0
+
+
+def _runner(request: LocalRequest) -> Any:
+    if request.runner == DOCKER:
+        from pipelines.docker_runner import make_runner
+
+        return make_runner(request)
+    from kfp import local
+
+    return local.SubprocessRunner(use_venv=False)
 
 
 def die_with(owner: int) -> None:

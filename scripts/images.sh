@@ -27,31 +27,39 @@ make_base() {
   command -v debootstrap >/dev/null || stop "debootstrap is missing: sudo apt install debootstrap, or set BASE_IMAGE."
   local root
   root=$(mktemp -d)
-  echo "making $own_base: about a minute"
-  debootstrap --variant=minbase --include=ca-certificates,python3 $suite "$root" >"$root.log" 2>&1 || {
+  # It becomes the / of the image, which every user must be able to enter.
+  chmod 755 "$root"
+  echo "making $own_base: a few minutes"
+  bootstrap "$root" >"$root.log" 2>&1 || {
     rm -rf "$root"
     stop "debootstrap failed, its log is $root.log and ends with: $(tail -n 1 "$root.log")"
   }
-  # The package sources of this machine, where it is the same Debian: security updates are among them.
-  if grep -qs "VERSION_CODENAME=$suite" /etc/os-release; then
-    local file
-    for file in sources.list sources.list.d/debian.sources; do
-      [ ! -f "/etc/apt/$file" ] || cp "/etc/apt/$file" "$root/etc/apt/$file"
-    done
-    [ -f /etc/apt/sources.list ] || rm -f "$root/etc/apt/sources.list"
-    cp /etc/resolv.conf "$root/etc/resolv.conf"
-    chroot "$root" sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get upgrade -y -qq' >/dev/null
-  fi
-  rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/* "$root"/var/log/* "$root"/usr/share/{doc,man,info,locale}/*
-  : >"$root/etc/resolv.conf"
   tar -C "$root" --numeric-owner -c . | "$docker" import - $own_base >/dev/null
   rm -rf "$root" "$root.log"
   echo "made $own_base"
 }
 
+# bootstrap FOLDER: a small Debian with Python, as of today.
+bootstrap() {
+  local root=$1 file
+  debootstrap --variant=minbase --include=ca-certificates,python3 $suite "$root" || return
+  # The package sources of this machine, where it is the same Debian: security updates are among them.
+  if grep -qs "VERSION_CODENAME=$suite" /etc/os-release; then
+    for file in sources.list sources.list.d/debian.sources; do
+      [ ! -f "/etc/apt/$file" ] || cp "/etc/apt/$file" "$root/etc/apt/$file"
+    done
+    [ -f /etc/apt/sources.list ] || rm -f "$root/etc/apt/sources.list"
+    cp /etc/resolv.conf "$root/etc/resolv.conf"
+    chroot "$root" sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get upgrade -y -qq' || return
+  fi
+  rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/* "$root"/var/log/* "$root"/usr/share/{doc,man,info,locale}/*
+  : >"$root/etc/resolv.conf"
+}
+
 build() {
-  local name=${IMAGE_PREFIX:-}roboimi-$1:$version
-  DOCKER_BUILDKIT=1 "$docker" build -q --network "${BUILD_NETWORK:-default}" -f images/Dockerfile --target "$1" \
+  local name=${IMAGE_PREFIX:-}roboimi-$1:$version quiet=(-q) size
+  [ ! -t 2 ] || quiet=()
+  DOCKER_BUILDKIT=1 "$docker" build "${quiet[@]}" --network "${BUILD_NETWORK:-default}" -f images/Dockerfile --target "$1" \
     --build-arg BASE_IMAGE="$base" --build-arg VERSION="$version" \
     --build-arg REVISION="$revision" --build-arg SOURCE="$source" \
     "${secrets[@]}" -t "$name" . >/dev/null || stop "$name was not built; what is wrong is said above."

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import roboimi
-from pipelines import checks
+from pipelines import campaign_runs, checks, docker_engine, kfp_connection
 from roboimi import errors
 from roboimi.vla import preflight
 
@@ -18,6 +18,8 @@ def rows():
 
 def test_the_table_has_every_class_with_its_code_and_whether_running_again_can_help():
     found = [*vars(errors).values(), *vars(preflight).values(), *vars(checks).values()]
+    found += vars(docker_engine).values()
+    found += [*vars(kfp_connection).values(), *vars(campaign_runs).values()]
     kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, errors.RoboimiError)]
     kinds = [kind for kind in kinds if "exit_code" in vars(kind)]  # others share their parent's
     expected = {kind.failure_class: (str(kind.exit_code), kind.retryable) for kind in kinds}
