@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.arms import Arm, campaign_arms, check_overrides, check_unique, only
 from pipelines.profiles import Defaults
@@ -12,6 +12,13 @@ from roboimi.vla.data.manifest import DatasetRef
 
 TAKE_OVER = "train.when_held=supersede"
 """The override by which a training takes its lease from a holder that may still be alive."""
+
+
+class DatasetName(NamedTuple):
+    """A dataset that was not looked at: its reference with the digest, and the digest alone."""
+
+    text: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +75,32 @@ def shared_overrides(options: CampaignOptions, defaults: Defaults) -> list[str]:
 
 
 def campaign_arguments(
-    options: CampaignOptions, defaults: Defaults, arms: Sequence[Arm], ref: DatasetRef, encoder: str, store: str
+    options: CampaignOptions,
+    defaults: Defaults,
+    arms: Sequence[Arm],
+    data: DatasetRef | DatasetName,
+    encoder: str,
+    store: str,
 ) -> dict[str, Any]:
-    """The arguments of the pipeline function that every profile's pipeline has."""
+    """The arguments of the pipeline function that every profile's pipeline has.
+
+    Args:
+        options: of the command line.
+        defaults: of the profile.
+        arms: to be trained.
+        data: the dataset, or only its name.
+        encoder: name of the vision tower.
+        store: URI of the store.
+
+    Raises:
+        ConfigError: the rollouts' number or seed cannot work.
+    """
     episodes = options.eval_episodes or defaults.eval_episodes
     seed = defaults.eval_seed if options.eval_seed is None else options.eval_seed
     EvalConfig(episodes=episodes, first_seed=seed)
     return {
-        "dataset": ref.text,
-        "dataset_digest": ref.digest,
+        "dataset": data.text,
+        "dataset_digest": data.digest,
         "store": store,
         "encoder": encoder,
         "experiments": [arm.as_parameter() for arm in arms],

@@ -3,8 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from pipelines.cluster_options import CLUSTER_COMMANDS
 from pipelines.local_request import RUNNERS, SUBPROCESS
 from pipelines.options import add_campaign, add_dataset, add_images, positive, profiles
 from pipelines.profiles import load_profile, profile_names
@@ -40,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_compile(commands)
+    for name, add in CLUSTER_COMMANDS.items():
+        add(commands).set_defaults(command=partial(_on_cluster, name))
     return parser
 
 
@@ -90,6 +94,12 @@ def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--arms", metavar="FILE.yaml", help="arms that the parameter 'experiments' holds by default")
     add_images(parser)
     parser.set_defaults(command=_compile)
+
+
+def _on_cluster(name: str, options: argparse.Namespace) -> int:
+    from pipelines import cluster_commands
+
+    return getattr(cluster_commands, name)(options)
 
 
 def _run(options: argparse.Namespace) -> int:
