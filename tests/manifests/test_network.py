@@ -40,6 +40,7 @@ FORBIDDEN = [
     (Pod("default", {"app": "ml-pipeline"}), 8888, "TCP"),
     (Pod("default", {"k8s-app": "kube-dns"}), 53, "UDP"),
     (SEAWEEDFS, 8111, "TCP"),
+    *((Pod("kubeflow", {"app": "somebody-else"}), port, "TCP") for port in (8887, 8888, 8080, 8333, 9000)),
 ]
 STORES = {
     "base": [(SEAWEEDFS, 8333), (KFP_MINIO, 9000)],
