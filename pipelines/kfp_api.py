@@ -39,6 +39,8 @@ class KfpApi:
         configuration.retries = urllib3.Retry(total=2, connect=1, redirect=False, backoff_factor=0.2)
         configuration.ssl_ca_cert = str(connection.ca) if connection.ca else None
         if connection.has_token:
+            # Replaced by the hook before every request; without a value here no token is sent at all.
+            configuration.api_key["authorization"] = ""
             configuration.api_key_prefix["authorization"] = "Bearer"
             configuration.refresh_api_key_hook = self._refresh
         client = kfp_server_api.ApiClient(configuration)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 from kfp_server_api.exceptions import ApiException
 from urllib3.exceptions import HTTPError, SSLError
@@ -27,7 +28,9 @@ def api_failure(connection: Connection, namespace: str | None, what: str, error:
     host, said = connection.host, _message(error)
     if error.status == 0:
         return no_trust(connection, error.reason)
-    if error.status == 401 or (error.status == 403 and not connection.has_token):
+    # A gateway in front of KFP refuses with a line of text; KFP itself says why, as JSON.
+    gateway = error.status == 403 and not _document(error)
+    if error.status == 401 or (gateway and not connection.has_token):
         if connection.has_token:
             return ServerRefusedError(
                 f"KFP at {host} does not accept the token, which may have expired: get a new one into "
@@ -74,12 +77,17 @@ def no_trust(connection: Connection, cause: object) -> ServerError:
 
 def _message(error: ApiException) -> str:
     """What the server says, on one line: `message` of its API, `error_message` of its uploads."""
+    document = _document(error)
+    return short(document.get("message") or document.get("error_message") or document.get("error") or error.reason)
+
+
+def _document(error: ApiException) -> dict[str, Any]:
+    """The answer's body, if it is a JSON object."""
     try:
         document = json.loads(error.body)
-        text = document.get("message") or document.get("error_message") or document.get("error") or error.reason
-    except (TypeError, ValueError, AttributeError):
-        text = error.reason
-    return short(text)
+    except (TypeError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def short(text: object, most: int = 300) -> str:

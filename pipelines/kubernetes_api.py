@@ -7,6 +7,7 @@ words, and whoever asked goes on with what KFP and the store say. Objects are pl
 import base64
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ class Kubernetes:
         settings = client.Configuration()
         try:
             try:
-                config.load_kube_config(client_configuration=settings, context=context)
+                # The library reads the variable once, when it is imported.
+                file = os.environ.get("KUBECONFIG") or None
+                config.load_kube_config(file, client_configuration=settings, context=context)
                 self.where = f"context {context}" if context else "the current context of the kubeconfig"
             except config.ConfigException:
                 if context is not None:

@@ -1,12 +1,15 @@
-"""Helpers of the pipeline tests: the command line in a process of its own."""
+"""Helpers of the pipeline tests: the command line in a process of its own, and simulated servers for it."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.pipelines.simulated_kfp import SimulatedKfp
+from tests.pipelines.simulated_kubernetes import SimulatedKubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,3 +33,21 @@ def run_pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., "su
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, timeout=timeout)
 
     return run
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedKfp]:
+    """A simulated KFP server to which the environment leads; it asks for no token."""
+    for name in ("KFP_NAMESPACE", "KFP_TOKEN", "KF_PIPELINES_SA_TOKEN_PATH", "KF_PIPELINES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    with SimulatedKfp() as server:
+        monkeypatch.setenv("KFP_HOST", server.url)
+        yield server
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimulatedKubernetes]:
+    """A simulated Kubernetes to which KUBECONFIG leads; namespace kubeflow has the secret roboimi-store."""
+    with SimulatedKubernetes() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path)))
+        yield server

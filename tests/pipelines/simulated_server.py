@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 class Answer(Exception):
     """An answer that is an error: its HTTP status and its body."""
 
-    def __init__(self, status: int, body: dict[str, Any]):
+    def __init__(self, status: int, body: dict[str, Any] | str):
         super().__init__(status, body)
         self.status, self.body = status, body
 
@@ -21,7 +21,7 @@ class SimulatedServer:
     Attributes:
         url: without a path.
         requests: method and path of every request, by arrival.
-        headers: of the last request.
+        headers: of the last request, by their names in small letters.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class SimulatedServer:
         status, kind = 200, "application/json"
         with self._lock:
             self.requests.append((request.command, parts.path))
-            self.headers = dict(request.headers.items())
+            self.headers = {name.lower(): value for name, value in request.headers.items()}
             try:
                 document = self.answer(request.command, parts.path, dict(parse_qsl(parts.query)), body)
             except Answer as error:
