@@ -4,11 +4,10 @@ Two small trainings side by side, each on half of the cores, get further than on
 network of this size spends much of a step in operations that gain nothing from a second thread.
 """
 
-import os
-
 from kfp import dsl, kubernetes
 
 from pipelines.profiles import CPU_IMAGE_STEPS, GPU_STEPS, Cluster, Profile
+from roboimi.cores import usable_cores
 
 POD_FACTS = {
     "KFP_POD_NAME": "metadata.name",
@@ -51,7 +50,7 @@ def place(task: dsl.PipelineTask, step: str, profile: Profile, *, cache: bool = 
     task.set_display_name(step.replace("_", " ").capitalize())
     if profile.cluster is None:
         if step in ARM_STEPS:
-            threads = str(max(1, len(os.sched_getaffinity(0)) // profile.parallelism))
+            threads = str(max(1, usable_cores() // profile.parallelism))
             # Those of torch and NumPy, and those of Mesa's software renderer.
             task.set_env_variable("OMP_NUM_THREADS", threads).set_env_variable("LP_NUM_THREADS", threads)
         return
@@ -68,9 +67,17 @@ def _containers(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:
     task.set_cpu_request(cpu_request).set_cpu_limit(cpu_limit)
     task.set_memory_request(memory_request).set_memory_limit(memory_limit)
     task.set_env_variable("ROBOIMI_IMAGE", image)
+    # A limit hides no core: libraries would start a thread for each of the node's, and be stopped most of the time.
+    task.set_env_variable("OMP_NUM_THREADS", str(whole_cores(cpu_limit)))
     if step != EXIT_TASK:
         retry = cluster.retry
         task.set_retry(retry.count, retry.backoff, retry.factor, retry.max_duration)
+
+
+def whole_cores(quantity: str) -> int:
+    """How many threads make use of a CPU limit such as `4` or `500m`."""
+    cores = float(quantity.removesuffix("m")) / (1000 if quantity.endswith("m") else 1)
+    return max(1, int(cores))
 
 
 def _pod(task: dsl.PipelineTask, step: str, cluster: Cluster) -> None:

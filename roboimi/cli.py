@@ -5,7 +5,6 @@ Training, rollouts and campaigns have commands of their own: `python -m roboimi.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     record.add_argument("out", type=Path, metavar="FOLDER", help="where the dataset goes")
     record.add_argument("--episodes", type=int, default=100, metavar="N", help="successful episodes (default: 100)")
     record.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
-    record.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (default: cores)")
+    record.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: cores)")
     record.add_argument(
         "--noise", type=float, default=0.01, metavar="RAD", help="noise on executed actions, not labels"
     )

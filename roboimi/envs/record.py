@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from roboimi.cores import usable_cores
 from roboimi.envs import scene
 from roboimi.envs.demonstration import Demonstration, demonstrate
 from roboimi.envs.expert import ScriptedExpert
@@ -106,12 +107,6 @@ def record(out: Path | str, episodes: int, seed: int = 0, workers: int | None = 
             episodes=entries,
         )
     return manifest.digest
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def episode_file(index: int) -> str:

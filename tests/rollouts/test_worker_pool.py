@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from roboimi.cores import usable_cores
 from roboimi.errors import ConfigError, PolicyOutputError, RenderError
 from roboimi.vla.config import EvalConfig, TaskConfig
 from roboimi.vla.eval_vla import evaluate
@@ -261,4 +262,4 @@ def test_cores_or_the_share_of_them_say_how_many_workers(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert default_workers() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert default_workers() == len(os.sched_getaffinity(0))
+    assert default_workers() == usable_cores()

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from roboimi.cores import usable_cores
 from roboimi.errors import RenderError, RoboimiError
 from roboimi.vla.config import TaskConfig
 from roboimi.vla.rollouts.outcomes import EpisodeOutcome, broken_off
@@ -64,7 +65,7 @@ class Deadlines:
 def default_workers() -> int:
     """As many as this process may use cores; `OMP_NUM_THREADS`, by which several share a machine, says so too."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return int(threads) if threads.isdigit() and int(threads) else len(os.sched_getaffinity(0))
+    return int(threads) if threads.isdigit() and int(threads) else usable_cores()
 
 
 class WorkerPool:

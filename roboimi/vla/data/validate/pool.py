@@ -260,9 +260,3 @@ class Pool:
         for parser in parsers:
             if id(parser) not in answered and parser.seconds_left <= 0:
                 yield parser, Silence(f"reading it gave no sign of life for {self._silence_s:.0f} s")
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from roboimi.cores import usable_cores
 from roboimi.errors import DataError
 from roboimi.progress import Progress
 from roboimi.storage.atomic import atomic_path, write_json_atomically
@@ -27,7 +28,7 @@ from roboimi.vla.data.validate.dataset_checks import FINDINGS_NAME, OWN_FILES, P
 from roboimi.vla.data.validate.finding import Finding
 from roboimi.vla.data.validate.limits import Limits
 from roboimi.vla.data.validate.page import write_page
-from roboimi.vla.data.validate.pool import Death, Pool, usable_cores
+from roboimi.vla.data.validate.pool import Death, Pool
 from roboimi.vla.data.validate.registry import all_checks, checks_of
 from roboimi.vla.data.validate.robot import known_limits
 from roboimi.vla.data.validate.run_episode import EpisodeResult
