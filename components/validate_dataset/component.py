@@ -13,6 +13,7 @@ def validate_dataset(
     job_id: str,
     validated: dsl.Output[dsl.Dataset],
     findings: dsl.Output[dsl.Markdown],
+    page: dsl.Output[dsl.HTML],
 ):
     """Check every episode against the manifest and the contract; any error finding fails the step.
 
@@ -23,6 +24,7 @@ def validate_dataset(
         job_id: Run id of the campaign; empty to take it from the pod.
         validated: Pointer to the dataset.
         findings: Everything that was found, for people.
+        page: The same with every number and picture, as one HTML file.
     """
     from pathlib import Path
 
@@ -31,6 +33,7 @@ def validate_dataset(
 
     with campaign_step(store, job_id, "validate", dataset=dataset) as step:
         from roboimi.vla.data.manifest import resolve_dataset
+        from roboimi.vla.data.validate.dataset_checks import PAGE_NAME
         from roboimi.vla.data.validate.validate import validate_dataset as run_checks
 
         ref = resolve_dataset(dataset)
@@ -39,6 +42,8 @@ def validate_dataset(
         report = run_checks(ref.bring())
         lines = [f"- {finding.sentence}" for finding in report.findings[:500]] or ["No findings."]
         Path(findings.path).write_text("\n".join(["# Dataset validation", "", *lines, ""]))
+        written = ref.root / PAGE_NAME  # not there where the dataset's folder cannot be written
+        Path(page.path).write_text(written.read_text() if written.is_file() else "<p>See the findings.</p>")
         facts = {"episodes": report.episodes, "frames": report.frames}
         warnings = [finding.sentence for finding in report.warnings]
         step.record |= {"dataset_digest": ref.digest, "warnings": warnings, **facts}

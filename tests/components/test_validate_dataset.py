@@ -14,6 +14,7 @@ KEY = "campaigns/job/campaign/validate.json"
 
 def run(ref_text, digest, store, artifact):
     outputs = {"validated": artifact(dsl.Dataset, "validated"), "findings": artifact(dsl.Markdown, "findings")}
+    outputs["page"] = artifact(dsl.HTML, "page")
     arguments = {"dataset": ref_text, "dataset_digest": digest, "store": store.uri, "job_id": "job"}
     try:
         validate_dataset.python_func(**arguments, **outputs)
@@ -26,6 +27,9 @@ def test_a_good_dataset(tiny_dataset, store, artifact):
     outputs = run(tiny_dataset.text, tiny_dataset.digest, store, artifact)
     pointer = read_pointer(outputs["validated"].path)
     assert (pointer["uri"], pointer["digest"]) == (tiny_dataset.text, tiny_dataset.digest)
+    page = Path(outputs["page"].path).read_text()
+    assert page == (tiny_dataset.root / "validation.html").read_text()
+    assert "<html" in page
     assert (pointer["episodes"], pointer["frames"]) == (3, 60)
     record = outputs["record"]
     assert (record["status"], record["dataset"], record["episodes"]) == ("succeeded", tiny_dataset.text, 3)
