@@ -8,11 +8,13 @@ import base64
 import gzip
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 TIMEOUT_S = (5, 30)
+CORE, WORKFLOWS = "/api/v1", "/apis/argoproj.io/v1alpha1"
 RUN_LABEL = "pipeline/runid"
 """Label of every pod and workflow of a run, put there by KFP."""
 
@@ -54,71 +56,68 @@ class Kubernetes:
                     raise
                 config.load_incluster_config(client_configuration=settings)
                 self.where = "this pod's cluster"
-        except (config.ConfigException, OSError, ValueError) as error:
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise CannotLook(f"there is no usable kubeconfig ({_line(error)})") from error
         settings.retries = 1
-        api = client.ApiClient(settings)
-        self._plain = api.sanitize_for_serialization
-        self._core = client.CoreV1Api(api)
-        self._custom = client.CustomObjectsApi(api)
+        self._api = client.ApiClient(settings)
 
     def has_namespace(self) -> bool:
-        """Whether the namespace exists; True where only its name may not be asked for."""
+        """Whether the namespace exists; True where it may not be asked for itself, but for what is in it."""
         try:
-            return self._ask(self._core.read_namespace, self.namespace) is not None
+            return self._get("") is not None
         except CannotLook:
-            # Who may not read the namespace may still read what is in it.
-            self._ask(self._core.list_namespaced_pod, self.namespace, limit=1)
+            self._get("/pods", limit=1)
             return True
 
     def has_secret(self, name: str) -> bool:
         """Whether a secret exists. Its content is not kept."""
-        return self._ask(self._core.read_namespaced_secret, name, self.namespace) is not None
+        return self._get(f"/secrets/{name}") is not None
 
     def config_map(self, name: str, namespace: str | None = None) -> dict[str, str] | None:
         """The data of a ConfigMap, or None where there is none."""
-        found = self._ask(self._core.read_namespaced_config_map, name, namespace or self.namespace)
-        return None if found is None else found.get("data", {})
+        found = self._get(f"/configmaps/{name}", namespace=namespace)
+        return None if found is None else found.get("data") or {}
 
     def pods(self, run_id: str) -> list[Object]:
         """The pods of a run, KFP's own among them; those of the past as long as Kubernetes keeps them."""
-        found = self._ask(
-            self._core.list_namespaced_pod, self.namespace, label_selector=f"{RUN_LABEL}={run_id}", limit=2000
-        )
-        return found["items"] if found else []
+        return self._items("/pods", labelSelector=f"{RUN_LABEL}={run_id}")
 
     def events(self, pod: str) -> list[Object]:
         """What Kubernetes reported of a pod within the last hour or so."""
-        found = self._ask(
-            self._core.list_namespaced_event, self.namespace, field_selector=f"involvedObject.name={pod}", limit=200
-        )
-        return found["items"] if found else []
+        return self._items("/events", fieldSelector=f"involvedObject.name={pod}")
 
     def workflow_nodes(self, run_id: str) -> list[Object]:
         """The nodes of a run's Argo workflow; empty where it is gone."""
-        found = self._ask(
-            self._custom.list_namespaced_custom_object,
-            "argoproj.io",
-            "v1alpha1",
-            self.namespace,
-            "workflows",
-            label_selector=f"{RUN_LABEL}={run_id}",
-        )
         nodes: list[Object] = []
-        for workflow in (found or {}).get("items", []):
+        for workflow in self._items("/workflows", group=WORKFLOWS, labelSelector=f"{RUN_LABEL}={run_id}"):
             status = workflow.get("status", {})
             if packed := status.get("compressedNodes"):
                 nodes += json.loads(gzip.decompress(base64.b64decode(packed))).values()
             nodes += (status.get("nodes") or {}).values()
         return nodes
 
-    def _ask(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """The answer as plain data; None where there is no such object."""
+    def _items(self, path: str, group: str = CORE, **query: Any) -> list[Object]:
+        return (self._get(path, group=group, **query) or {}).get("items") or []
+
+    def _get(self, path: str, *, namespace: str | None = None, group: str = CORE, **query: Any) -> Any:
+        """What lies at a path of a namespace, as plain data; None where there is no such object.
+
+        The client's own model classes are left out: they refuse what the API allows, such as an event without a time.
+        """
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         try:
-            return self._plain(function(*arguments, **options, _request_timeout=TIMEOUT_S))
+            return self._api.call_api(
+                f"{group}/namespaces/{namespace or self.namespace}{path}",
+                "GET",
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json"},
+                response_type="object",
+                auth_settings=["BearerToken"],
+                _return_http_data_only=True,
+                _request_timeout=TIMEOUT_S,
+            )
         except ApiException as error:
             if error.status == 404:
                 return None

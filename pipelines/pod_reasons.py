@@ -162,7 +162,7 @@ def _ended(status: Object) -> Reason | None:
 
 
 def _no_node(text: str) -> Reason:
-    short = re.split(r"\.? preemption:", text)[0].rstrip(".")
+    short = re.split(r"[.;]? preemption:", text)[0].rstrip(".")
     if gpu := re.search(r"Insufficient (\S*gpu\S*)", short, re.IGNORECASE):
         return Reason(
             "unschedulable",
@@ -212,4 +212,6 @@ def _event_time(event: Object) -> str:
 
 
 def _line(document: Object) -> str:
-    return " ".join(str(document.get("message") or document.get("reason") or "").split())[:400]
+    """Kubernetes' words as a part of one sentence."""
+    text = " ".join(str(document.get("message") or document.get("reason") or "").split())[:400]
+    return text.rstrip(". ").replace(". ", "; ")

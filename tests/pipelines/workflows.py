@@ -56,10 +56,10 @@ class Cluster:
         if cached:
             self.node(f"{path}.executor", "Omitted", "Skipped")
 
-    def pod(self, path: str, phase: str, *, attempt: int = 0, message: str = "", **status: Any) -> dict[str, Any]:
+    def pod(self, path: str, phase: str, *, attempt: int = 0, said: str = "", **status: Any) -> dict[str, Any]:
         """Add an attempt of a step and its pod; gives the pod."""
         node_phase = {"Pending": "Pending", "Running": "Running", "Succeeded": "Succeeded"}.get(phase, "Failed")
-        node = self.node(f"{path}.executor({attempt})", node_phase, "Pod", message=message)
+        node = self.node(f"{path}.executor({attempt})", node_phase, "Pod", message=said)
         pod = {
             "metadata": {
                 "name": f"{NAME}-system-container-impl-{node['id'].rpartition('-')[2]}",
