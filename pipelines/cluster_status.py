@@ -169,6 +169,7 @@ class StatusReader:
             if progress is not None:
                 status.checkpoint = progress.step
                 status.metric = status.metric or progress.metric
+                status.tracking = status.tracking or progress.url
 
     def _fill_reason(
         self, status: StepStatus, record: Record | None, nodes: StepNodes | None, pod: Object | None

@@ -8,6 +8,7 @@ from roboimi.storage.store import Store
 from roboimi.vla.training.latest import Latest
 from roboimi.vla.training.manifest import Damaged
 from roboimi.vla.training.metrics import FILE as METRICS
+from roboimi.vla.training.records import TRACKING
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class Progress:
     Attributes:
         step: updates done by then.
         metric: its last loss and rollouts, for people; "" where there are none yet.
+        url: where its curves are to be seen; "" where there is no such place.
     """
 
     step: int
     metric: str
+    url: str
 
 
 class TrainingProgress:
@@ -42,12 +45,13 @@ class TrainingProgress:
         """
         try:
             newest = Latest(self._store, training).read()
+            tracking = self._store.read_json(f"{training}/{TRACKING}") or {}
         except (Damaged, StoreError):
             return None
         for name, commit in newest.items():
             if (training, name) not in self._metrics:
                 self._metrics[training, name] = self._last_metric(f"{training}/checkpoints/{name}")
-            return Progress(commit.step, self._metrics[training, name])
+            return Progress(commit.step, self._metrics[training, name], str(tracking.get("url", "")))
         return None
 
     def _last_metric(self, checkpoint: str) -> str:

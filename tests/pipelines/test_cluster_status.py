@@ -16,6 +16,7 @@ from roboimi.storage.launch_record import CAMPAIGN, launch_record, record_key
 from roboimi.storage.store import open_store
 from roboimi.vla.training.latest import Latest
 from roboimi.vla.training.metrics import FILE as METRICS
+from roboimi.vla.training.records import TRACKING
 from tests.pipelines.workflows import PARAMETERS, Cluster, step_path
 
 RUN = "roboimi-campaign-0123456-89abcdef-20261121T100000Z"
@@ -77,11 +78,13 @@ def test_each_source_gives_its_part(read, cluster, store, run_id):
     (folder / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     store.publish(f"{TRAINING}/checkpoints/{CHECKPOINT}", "MANIFEST.json", {})
     Latest(store, TRAINING).point_at(CHECKPOINT, 200, 1)
+    store.write_json(f"{TRAINING}/{TRACKING}", {"url": "https://swanlab.example.org/run/1"})
     steps, _ = read()
     assert steps["validate"].state == "cached"
     train = steps["train wide"]
     assert (train.state, train.node, train.gpu) == ("running", "gpu-node-1", "1 nvidia.com/gpu")
     assert train.pod == pod["metadata"]["name"]
+    assert train.tracking == "https://swanlab.example.org/run/1"
     assert (train.checkpoint, train.metric) == (200, "loss 0.2500, success 50%")
     started = datetime.fromisoformat(cluster.nodes[pod["metadata"]["annotations"][ID]]["startedAt"])
     assert abs(train.seconds - (datetime.now(UTC) - started).total_seconds()) < 60

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from roboimi.storage.store import open_store
 from roboimi.vla.training import swanlab_sink
+from roboimi.vla.training.metrics import FILE as METRICS
+from roboimi.vla.training.records import TRACKING
+from roboimi.vla.training.session import tell_watchers
 from roboimi.vla.training.swanlab_sink import SwanLabSink, run_id
 
 pytest.importorskip("swanlab")
@@ -135,6 +139,28 @@ def test_online_without_a_key_becomes_offline(tmp_path, replace_swanlab, monkeyp
     replace_swanlab(DEAF)
     sink = SwanLabSink("online", tmp_path, training_key="k", name="arm")
     assert sink.finish(timeout_s=60)["mode"] == "offline"
+
+
+def test_where_the_curves_are_is_told_while_the_training_runs(tmp_path, replace_swanlab, monkeypatch):
+    monkeypatch.setenv("SWANLAB_API_KEY", "of-nobody")
+    replace_swanlab(DEAF.replace("dir='here')", "dir='here', url='https://swanlab.example.org/run/1')"))
+    store = open_store(tmp_path / "store")
+    folder = store.folder("trainings/k")
+    (folder / METRICS).write_text("")
+    sink = SwanLabSink("online", folder, training_key="k", name="arm")
+    while sink.url is None:
+        time.sleep(0.02)
+    tell_watchers(store, "trainings/k", folder, sink)
+    assert store.read_json(f"trainings/k/{TRACKING}") == {"url": "https://swanlab.example.org/run/1"}
+    sink.finish(timeout_s=60)
+    assert sink.url is None
+
+
+def test_curves_that_are_kept_offline_are_nowhere_to_be_seen(tmp_path, replace_swanlab):
+    replace_swanlab(DEAF)
+    sink = make_sink(tmp_path)
+    assert sink.url is None
+    sink.finish(timeout_s=60)
 
 
 def test_the_child_outlives_signals_and_ends_when_its_trainer_is_killed(tmp_path, replace_swanlab):

@@ -17,6 +17,8 @@ from roboimi.vla.data.manifest import DatasetRef
 
 TRAINING = "TRAINING.json"
 RESULT = "RESULT.json"
+TRACKING = "TRACKING.json"
+"""Where the curves of a training are to be seen while it runs; only where there is such a place."""
 SCHEMA = "roboimi.training/1"
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from roboimi.vla.training.loop import Loop, RolloutValidation
 from roboimi.vla.training.metrics import FILE as METRICS
 from roboimi.vla.training.metrics import MetricsLog, read_metrics
 from roboimi.vla.training.optim import trainable_parameters
-from roboimi.vla.training.records import TrainResult
+from roboimi.vla.training.records import TRACKING, TrainResult
 from roboimi.vla.training.rng import preserved_rng
 from roboimi.vla.training.stop import StopSignal
 from roboimi.vla.training.swanlab_sink import SwanLabSink
@@ -90,7 +90,7 @@ def run_session(
         ):
             writer = CheckpointWriter(
                 checkpoints,
-                after_commit=lambda: store.put(f"{training}/{METRICS}", folder / METRICS),
+                after_commit=lambda: tell_watchers(store, training, folder, sink),
                 saved=(trainer.step, newest[0]) if newest else None,
             )
             loop = Loop(
@@ -215,6 +215,13 @@ def tracked(run: TrainRun, folder: Path, key: str) -> Iterator[SwanLabSink]:
         raise
     finally:
         sink.finish()
+
+
+def tell_watchers(store: Store, training: str, folder: Path, sink: SwanLabSink) -> None:
+    """Show those who watch from elsewhere the metrics, and where the curves are."""
+    store.put(f"{training}/{METRICS}", folder / METRICS)
+    if sink.url is not None:
+        store.write_json(f"{training}/{TRACKING}", {"url": sink.url})
 
 
 def run_name(run: TrainRun, key: str) -> str:

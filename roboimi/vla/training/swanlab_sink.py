@@ -112,6 +112,16 @@ class SwanLabSink:
             except BlockingIOError:
                 self.dropped += 1
 
+    @property
+    def url(self) -> str | None:
+        """Where the curves are to be seen; None offline, and until SwanLab has said."""
+        if self._child is None:
+            return None
+        try:
+            return json.loads((self._folder / STATUS_FILE).read_text()).get("url")
+        except ValueError:  # it is just being written
+            return None
+
     def finish(self, timeout_s: float = FINISH_TIMEOUT_S) -> dict[str, Any]:
         """Close the run, waiting at most `timeout_s` seconds.
 
