@@ -106,6 +106,7 @@ def _gpu(task: dsl.PipelineTask, cluster: Cluster) -> None:
         kubernetes.add_pod_label(task, QUEUE_LABEL, cluster.queue)
     if gpu.count:
         task.set_accelerator_type(gpu.resource).set_accelerator_limit(gpu.count)
+        task.set_env_variable("ROBOIMI_GPUS", str(gpu.count))
     for toleration in gpu.tolerations:
         kubernetes.add_toleration(task, **toleration)
     for label, value in gpu.node_selector.items():

@@ -72,6 +72,7 @@ class CampaignReport:
         started_at: ISO time of the first step, or empty.
         ended_at: ISO time of the last end, or empty.
         written_at: ISO time of this report.
+        gpu_seconds: seconds times GPUs of all steps that asked for any, the last attempt of each; None without GPUs.
     """
 
     job_id: str
@@ -88,6 +89,7 @@ class CampaignReport:
     started_at: str = ""
     ended_at: str = ""
     written_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    gpu_seconds: float | None = None
 
     @property
     def candidates(self) -> tuple[ArmReport, ...]:
@@ -139,6 +141,7 @@ def collect(store: Store, job_id: str, experiments: Sequence[Mapping[str, Any]],
         revisions=tuple(dict.fromkeys(str(r["git_revision"]) for r in records if r.get("git_revision"))),
         started_at=min((str(record["started_at"]) for record in records if record.get("started_at")), default=""),
         ended_at=max((str(record["ended_at"]) for record in records if record.get("ended_at")), default=""),
+        gpu_seconds=_gpu_seconds(store, job_id),
     )
 
 
@@ -156,6 +159,15 @@ def _failed_shard(store: Store, folder: str, step: str) -> dict[str, Any] | None
     names = [name for name in store.list(folder) if name.startswith(f"{step}-") and name.endswith(".json")]
     records = [store.read_json(f"{folder}/{name}") for name in sorted(names)]
     return next((record for record in records if record and record.get("status") != "succeeded"), None)
+
+
+def _gpu_seconds(store: Store, job_id: str) -> float | None:
+    known = []
+    for arm in store.list(f"campaigns/{job_id}"):
+        steps = [name for name in store.list(f"campaigns/{job_id}/{arm}") if name.endswith(".json")]
+        records = [_record(store, job_id, arm, name.removesuffix(".json")) for name in steps]
+        known += [float(record["gpu_seconds"]) for record in records if record and "gpu_seconds" in record]
+    return sum(known) if known else None
 
 
 def _blocking_failure(shared: Mapping[str, Mapping[str, Any] | None]) -> str:

@@ -111,6 +111,8 @@ def _meta(report: CampaignReport) -> str:
         parts.append(f"{report.started_at[:16].replace('T', ' ')} UTC")
     if report.wall_seconds is not None:
         parts.append(f"took {duration(report.wall_seconds)}")
+    if report.gpu_seconds is not None:
+        parts.append(f"{duration(report.gpu_seconds)} of GPU time")
     if report.status:
         parts.append(f"ended as {report.status}")
     return " · ".join(parts)

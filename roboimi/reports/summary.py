@@ -33,6 +33,7 @@ def summary_document(report: CampaignReport) -> dict[str, Any]:
         "revisions": list(report.revisions),
         "started_at": report.started_at,
         "ended_at": report.ended_at,
+        "gpu_seconds": report.gpu_seconds,
         "written_at": report.written_at,
     }
 
@@ -40,6 +41,8 @@ def summary_document(report: CampaignReport) -> dict[str, Any]:
 def metrics(report: CampaignReport) -> dict[str, float]:
     """Numbers for a table that lays runs side by side: the same names for the same arms; missing arms are left out."""
     values: dict[str, float] = {"arms": float(len(report.arms)), "missing_arms": float(len(report.missing))}
+    if report.gpu_seconds is not None:
+        values["gpu_seconds"] = report.gpu_seconds
     for setting in report.settings:
         if len(setting.rates) > 1:
             values[f"{setting.name}_mean_success_rate"] = setting.rate

@@ -63,6 +63,8 @@ def launch_record(store: Store, job_id: str, arm: str, step: str, **fields: Any)
     finally:
         record["seconds"] = round(time.monotonic() - started, 3)
         record["ended_at"] = _now()
+        if "gpus" in record:
+            record["gpu_seconds"] = round(record["seconds"] * record["gpus"], 3)
         store.write_json(key, record)
 
 
@@ -79,6 +81,7 @@ def launch_facts() -> dict[str, Any]:
         "image": os.environ.get("ROBOIMI_IMAGE"),
         "log": os.environ.get("ROBOIMI_LOG"),
         "gpu": os.environ.get("NVIDIA_VISIBLE_DEVICES"),
+        "gpus": int(os.environ["ROBOIMI_GPUS"]) if "ROBOIMI_GPUS" in os.environ else None,
         "git_revision": code_revision(),
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -70,7 +70,7 @@ def test_the_report_and_the_records_are_in_the_store(site: Site, finished: str):
     folder = site.store.fetch(f"campaigns/{finished}")
     report = json.loads((folder / "report.json").read_text())
     assert (folder / "report.html").stat().st_size > 10_000
-    assert {arm["name"] for arm in report["arms"]} == set(ARMS)
+    assert {arm["arm"] for arm in report["arms"]} == set(ARMS)
     for arm in ARMS:
         train = site.record(finished, arm, "train")
         assert (train["status"], train["pod"], train["node"]) == ("succeeded", train["pod"], train["node"])
@@ -174,7 +174,7 @@ def test_an_arm_that_fails_leaves_the_others_their_comparison(site: Site, datase
     assert site.record(run_id, "broken", "train")["status"] == "failed"
     assert site.record(run_id, "sound", "evaluate")["status"] == "succeeded"
     report = json.loads((site.store.fetch(f"campaigns/{run_id}") / "report.json").read_text())
-    missing = {arm["name"]: arm.get("missing") for arm in report["arms"]}
+    missing = {arm["arm"]: arm.get("missing") for arm in report["arms"]}
     assert "non-finite" in missing["broken"]
     assert not missing["sound"]
     assert len(site.pods(run_id, "compare-experiments")) == 1

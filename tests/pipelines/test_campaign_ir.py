@@ -216,6 +216,7 @@ def test_gpu_steps_and_only_they_ask_for_an_accelerator(cluster, step):
         return
     assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
     assert resources["accelerator"]["resourceCount"] == "1"
+    assert {"name": "ROBOIMI_GPUS", "value": "1"} in container(pipeline, step)["env"]
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert pod["emptyDirMounts"] == [
         {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": "8Gi", "volumeName": "shm"}

@@ -5,6 +5,7 @@ import pytest
 from roboimi.errors import EncoderError, NonFiniteError, RenderError
 from roboimi.reports.arm_data import BLIND, CANDIDATE, CONTROL, role_of
 from roboimi.reports.campaign_data import collect
+from roboimi.reports.summary import metrics as summary_metrics
 
 
 def arms_of(campaign, status=""):
@@ -158,3 +159,28 @@ def test_steps_that_ran_different_code_are_seen(full):
     full.store.write_json(key, {**full.store.read_json(key), "git_revision": "f" * 40})
     report, _ = arms_of(full)
     assert "f" * 40 in report.revisions
+
+
+def test_gpu_time_is_that_of_every_step_that_had_a_gpu_shards_included(made, monkeypatch):
+    made.add("a", outcomes=[True])
+    assert arms_of(made)[0].gpu_seconds is None
+    monkeypatch.setenv("ROBOIMI_GPUS", "2")
+    for step, arm, seconds in (("encode-1-of-2", "campaign", 10.0), ("train", "a", 5.0), ("evaluate-2-of-2", "a", 1.5)):
+        made.step(step, arm, seconds=seconds)
+        record = made.store.read_json(f"campaigns/{made.job_id}/{arm}/{step}.json")
+        made.store.write_json(f"campaigns/{made.job_id}/{arm}/{step}.json", record | {"gpu_seconds": 2 * seconds})
+        assert record["gpus"] == 2
+    report, _ = arms_of(made)
+    assert report.gpu_seconds == 33.0
+    assert summary_metrics(report)["gpu_seconds"] == 33.0
+
+
+def test_a_shard_that_failed_says_why_its_stage_never_ended(made):
+    made.add("a", dies_in="evaluate")
+    folder = f"campaigns/{made.job_id}/a"
+    record = made.store.read_json(f"{folder}/evaluate.json")
+    (made.store.folder(folder) / "evaluate.json").unlink()
+    made.store.write_json(f"{folder}/evaluate-1-of-2.json", {**record, "status": "succeeded"})
+    made.store.write_json(f"{folder}/evaluate-2-of-2.json", {**record, "reason": "No GL in this pod."})
+    _, arms = arms_of(made, "FAILED")
+    assert arms["a"].missing == "evaluate failed (non-finite): No GL in this pod."
