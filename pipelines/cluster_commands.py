@@ -146,13 +146,13 @@ def status(options: argparse.Namespace) -> int:
         return 0
     seen = reader.read(run)
     if options.once or not session.console.is_terminal or not run.active:
-        session.console.print(run_table(seen, page))
+        session.console.print(run_table(seen, page, session.console.width))
         return 0
-    with Live(run_table(seen, page), console=session.console, auto_refresh=False) as live:
+    with Live(run_table(seen, page, session.console.width), console=session.console, auto_refresh=False) as live:
         while seen.run.active:
             time.sleep(options.interval)
             seen = reader.read(CampaignRun.of(session.api.run(run.id)))
-            live.update(run_table(seen, page), refresh=True)
+            live.update(run_table(seen, page, session.console.width), refresh=True)
     return 0
 
 

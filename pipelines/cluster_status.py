@@ -242,7 +242,7 @@ def _fill_places(status: StepStatus, record: Record | None, pod: Object | None, 
     if record is not None:
         status.pod = status.pod or str(record.get("pod", ""))
         status.node = status.node or str(record.get("node") or record.get("host", ""))
-        status.gpu = str(record.get("gpu_name") or status.gpu)
+        status.gpu = status.gpu or str(record.get("gpu", ""))
         started = started or record.get("started_at", "")
         finished = finished or record.get("ended_at", "")
     if started and status.state != "cached":
@@ -251,11 +251,11 @@ def _fill_places(status: StepStatus, record: Record | None, pod: Object | None, 
 
 
 def _gpus(pod: Object) -> str:
-    """What the pod asked for, such as `1 nvidia.com/gpu`."""
+    """What the pod asked for, such as `1 gpu`: an extended resource is named as `nvidia.com/gpu`."""
     for container in pod.get("spec", {}).get("containers", []):
         for resource, count in (container.get("resources", {}).get("limits") or {}).items():
-            if "/" in resource and resource.rpartition("/")[2] not in {"ephemeral-storage"}:
-                return f"{count} {resource}"
+            if "/" in resource:
+                return f"{count} {resource.rpartition('/')[2]}"
     return ""
 
 

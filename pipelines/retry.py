@@ -4,11 +4,15 @@ A hopeless failure (a wrong setting, a damaged dataset) would fail again in the 
 and where nothing else failed, nothing is started unless that is forced.
 """
 
+import time
 from collections.abc import Sequence
 
 from pipelines.campaign_runs import CampaignRun, RunStateError
 from pipelines.cluster_status import CampaignStatus, StepStatus
 from pipelines.kfp_api import KfpApi
+
+SECONDS_TO_BEGIN = 60.0
+"""How long KFP may still call a run that it retries by its old state."""
 
 
 def failed_steps(status: CampaignStatus) -> list[StepStatus]:
@@ -46,9 +50,18 @@ def check_retry(status: CampaignStatus, *, force: bool = False) -> None:
 
 
 def retry_run(api: KfpApi, run: CampaignRun) -> None:
-    """Have KFP run the failed steps again.
+    """Have KFP run the failed steps again, and see that it has begun to.
 
     Raises:
         ServerError: it refuses, for instance since the run's workflow is gone.
+        RunStateError: it accepted, and the run is over all the same.
     """
     api.retry(run.id)
+    deadline = time.monotonic() + SECONDS_TO_BEGIN
+    while not CampaignRun.of(api.run(run.id)).active:
+        if time.monotonic() > deadline:
+            raise RunStateError(
+                f"KFP accepted the retry of {run.name}, which has not begun after {SECONDS_TO_BEGIN:.0f} s: look at "
+                "its page, or submit a new one."
+            )
+        time.sleep(1.0)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,7 @@ from pipelines.cluster_status import CampaignStatus, StepStatus
 
 PLAIN_WIDTH = 220
 """Where there is no terminal to ask, rich would fold everything to 80 columns."""
+WIDE = 200
 
 COLOURS = {
     "done": "green",
@@ -58,11 +60,20 @@ def list_table(lines: Sequence[CampaignLine]) -> RenderableType:
     return table
 
 
-def run_table(status: CampaignStatus, page: str) -> RenderableType:
-    """One campaign, step by step, and below it what is wrong and what could not be seen."""
+def run_table(status: CampaignStatus, page: str, width: int = PLAIN_WIDTH) -> RenderableType:
+    """One campaign, step by step, and below it what is wrong and what could not be seen.
+
+    Args:
+        status: how it stands.
+        page: URL of the run.
+        width: of the console; a narrow one has no room for what the names of all pods begin with.
+    """
     run = status.run
+    common = _common_beginning([step.pod for step in status.steps]) if width < WIDE else ""
     begun = run.created_at.strftime("%Y-%m-%d %H:%M UTC") if run.created_at else "?"
     heading = Text(f"{run.name}  {run.state}  since {begun} ({run.age()})  run {run.id}\n{page}")
+    if common:
+        heading.append(f"\npods {common}…")
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = {
         "step": lambda step: escape(step.step),
@@ -71,7 +82,7 @@ def run_table(status: CampaignStatus, page: str) -> RenderableType:
         "elapsed": lambda step: "" if step.seconds is None else duration(step.seconds),
         "checkpoint": lambda step: "" if step.checkpoint is None else str(step.checkpoint),
         "last metric": lambda step: escape(step.metric),
-        "pod": lambda step: escape(step.pod),
+        "pod": lambda step: escape(f"…{step.pod.removeprefix(common)}" if common and step.pod else step.pod),
         "node": lambda step: escape(step.node),
         "GPU": lambda step: escape(step.gpu),
         "SwanLab": lambda step: escape(step.tracking),
@@ -108,6 +119,15 @@ def run_json(status: CampaignStatus, page: str) -> str:
     return _json(
         {**_run(status.run), "page": page, "steps": [asdict(step) for step in status.steps], "notes": status.notes}
     )
+
+
+def _common_beginning(pods: Sequence[str]) -> str:
+    """What the names of several pods have in common, up to a dash; "" for fewer than two."""
+    names = {pod for pod in pods if pod}
+    if len(names) < 2:
+        return ""
+    columns = zip(*(name.split("-") for name in names), strict=False)
+    return "-".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
 
 
 def _run(run: CampaignRun) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def test_each_source_gives_its_part(read, cluster, store, run_id):
     steps, _ = read()
     assert steps["validate"].state == "cached"
     train = steps["train wide"]
-    assert (train.state, train.node, train.gpu) == ("running", "gpu-node-1", "1 nvidia.com/gpu")
+    assert (train.state, train.node, train.gpu) == ("running", "gpu-node-1", "1 gpu")
     assert train.pod == pod["metadata"]["name"]
     assert train.tracking == "https://swanlab.example.org/run/1"
     assert (train.checkpoint, train.metric) == (200, "loss 0.2500, success 50%")
