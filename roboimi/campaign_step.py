@@ -23,6 +23,7 @@ from roboimi.errors import DataError, Interrupted, RoboimiError
 from roboimi.storage.atomic import write_json_atomically
 from roboimi.storage.launch_record import CAMPAIGN, fail, launch_record, record_key
 from roboimi.storage.store import Store, open_store
+from roboimi.vla.models.staged_weights import STORE_VARIABLE
 
 PARENT_VARIABLE = "ROBOIMI_PARENT_PID"
 """Environment variable: the process whose death ends this step (a local campaign's worker)."""
@@ -83,10 +84,24 @@ def campaign_step(store: str, job_id: str, step: str, arm: str = CAMPAIGN, **fie
     try:
         with _terminated_as_exception():
             opened = open_store(store)
-            with launch_record(opened, job_id or os.environ.get(JOB_VARIABLE, ""), arm, step, **fields) as record:
+            job = job_id or os.environ.get(JOB_VARIABLE, "")
+            with _encoders_in(opened), launch_record(opened, job, arm, step, **fields) as record:
                 yield Step(store=opened, record=record)
     except RoboimiError as error:
         fail(error)
+
+
+@contextlib.contextmanager
+def _encoders_in(store: Store) -> Iterator[None]:
+    """Let staged encoder weights be looked for in this store, here and in child processes, unless another is named."""
+    if os.environ.get(STORE_VARIABLE):
+        yield
+        return
+    os.environ[STORE_VARIABLE] = store.uri
+    try:
+        yield
+    finally:
+        del os.environ[STORE_VARIABLE]
 
 
 def end_with_parent() -> None:

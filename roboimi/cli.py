@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from roboimi import encoder_commands
 from roboimi.checkpoints_command import add_checkpoints_commands
 from roboimi.command_line import run_command
 from roboimi.reports import compare_command
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     importer.add_argument("--fps", type=int, metavar="HZ", help="the rate, where the episodes do not tell it")
     importer.set_defaults(command=_import)
     add_checkpoints_commands(commands)
+    encoder_commands.register(commands)
     return parser
 
 

@@ -26,6 +26,7 @@ from roboimi.vla.data.feature_cache import FeatureCache, store_episode
 from roboimi.vla.data.manifest import DatasetRef, EpisodeEntry
 from roboimi.vla.data.simple_robot_dataset import SimpleRobotDataset
 from roboimi.vla.models.encoder_spec import EncoderSpec
+from roboimi.vla.models.staged_weights import find_staged
 
 ALGORITHM = 1
 """Raised by one when the test itself changes; part of the key."""
@@ -46,9 +47,9 @@ class SmokeTest:
     """A passed smoke test.
 
     Attributes:
-        document: what was measured: `encoder`, `standin`, `encoder_digest`, `feature_dim`, `frames`, `parity` (largest
-            relative difference), `frame_size` and `encoder_size` (height, width), `renderer`, `probe` (or None),
-            `warnings` (sentences).
+        document: what was measured: `encoder`, `standin`, `encoder_digest`, `staged_weights` (digest of the manifest
+            that the weights were read by, or None), `feature_dim`, `frames`, `parity` (largest relative difference),
+            `frame_size` and `encoder_size` (height, width), `renderer`, `probe` (or None), `warnings` (sentences).
         recognised: whether this is the committed result of an earlier one.
     """
 
@@ -111,6 +112,7 @@ def _run(ref: DatasetRef, spec: EncoderSpec, task: TaskConfig) -> dict[str, Any]
         "encoder": spec.description,
         "standin": spec.is_standin,
         "encoder_digest": spec.digest,
+        "staged_weights": staged[1].digest if (staged := find_staged(spec)) else None,
         "feature_dim": backbone.feature_dim,
         "frames": len(images),
         "parity": check_parity(backbone, images[:PARITY_FRAMES]),

@@ -23,6 +23,7 @@ PLACES = {
     "checkpoint": "store/trainings/k/checkpoints/1/model",
     "record": "store/campaigns/j/train.json",
     "dataset": "datasets/cube/episodes/x.hdf5",
+    "encoder": "store/encoders/google/siglip2/0123/model.safetensors",
     "elsewhere": "private/x",
 }
 ALLOWED = {
@@ -30,18 +31,21 @@ ALLOWED = {
         "checkpoint": {"list", "get", "put", "delete", "delete many"},
         "record": {"list", "get", "put"},
         "dataset": {"list", "get"},
+        "encoder": {"list", "get"},
         "elsewhere": set(),
     },
     "reader": {
         "checkpoint": {"list", "get"},
         "record": {"list", "get"},
         "dataset": {"list", "get"},
+        "encoder": {"list", "get"},
         "elsewhere": set(),
     },
     "gc": {
         "checkpoint": {"list", "get", "delete", "delete many"},
         "record": {"list"},
         "dataset": set(),
+        "encoder": {"list"},
         "elsewhere": set(),
     },
 }

@@ -12,6 +12,8 @@ from roboimi.vla.data.episode import write_episode
 from roboimi.vla.data.manifest import resolve_dataset, split_episodes, write_manifest
 from roboimi.vla.models.backbones import SigLIP2DiffusionBackbone
 from roboimi.vla.models.encoder import load_vision_model
+from roboimi.vla.models.encoder_spec import EncoderSpec
+from roboimi.vla.models.staged_weights import STORE_VARIABLE, stage_weights
 from roboimi.vla.smoke_encoder import check_parity, check_rollout_path, smoke_test_encoder
 from tests.conftest import make_tiny_dataset, tiny_episode
 
@@ -60,6 +62,7 @@ def test_a_tower_that_works_and_sees(telling_dataset, tiny_tower, task, tmp_path
     assert not first.recognised
     found = first.document
     assert found["feature_dim"] == 32
+    assert found["staged_weights"] is None
     assert min(found["frame_size"]) > 256
     assert found["encoder_size"] == [256, 256]
     assert found["renderer"]
@@ -70,6 +73,13 @@ def test_a_tower_that_works_and_sees(telling_dataset, tiny_tower, task, tmp_path
     second = smoke_test_encoder(store, telling_dataset, str(tiny_tower), task)
     assert second.recognised
     assert second.document == found
+
+
+def test_the_result_names_the_staged_weights_that_it_is_of(blind_dataset, tiny_tower, task, tmp_path, monkeypatch):
+    store, name = open_store(tmp_path / "store"), f"google/tiny@{'0' * 40}"
+    monkeypatch.setenv(STORE_VARIABLE, store.uri)
+    manifest = stage_weights(store, EncoderSpec.parse(name), tiny_tower)
+    assert smoke_test_encoder(store, blind_dataset, name, task).document["staged_weights"] == manifest.digest
 
 
 def test_a_blind_tower_is_a_warning(blind_dataset, tiny_tower, task, tmp_path):
