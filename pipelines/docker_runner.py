@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.docker_engine import JOB_LABEL, OWNER_LABEL
 from pipelines.local_request import LocalRequest
+from roboimi.campaign_step import LOGS_VARIABLE
 from roboimi.storage.local_copies import CACHE_VARIABLE, cache_root
 from roboimi.vla.data.manifest import resolve_dataset
 from roboimi.vla.models.encoder_spec import EncoderSpec
@@ -95,6 +96,8 @@ def run_container(
 def _mounts(request: LocalRequest, passed: Mapping[str, str]) -> "list[Mount]":
     from docker.types import Mount
 
+    if LOGS_VARIABLE in passed:
+        Path(passed[LOGS_VARIABLE]).mkdir(parents=True, exist_ok=True)
     folders = dict.fromkeys(_folders(request), False)
     for value in passed.values():
         # A variable that names a file, such as one with certificates, comes with the file.

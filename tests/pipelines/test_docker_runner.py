@@ -94,6 +94,12 @@ def test_credentials_and_certificates_reach_a_step_and_this_machines_paths_do_no
     assert mounted(arguments)[str(certificates)] is True
 
 
+def test_the_logs_of_steps_are_written_outside(request_for, tmp_path, cache):
+    arguments = docker_runner.container_arguments(request_for(), {"ROBOIMI_LOGS": str(tmp_path / "logs")})
+    assert mounted(arguments)[str(tmp_path / "logs")] is False
+    assert (tmp_path / "logs").is_dir()
+
+
 def test_what_a_step_writes_belongs_to_who_runs_the_campaign(request_for, cache):
     arguments = docker_runner.container_arguments(request_for(), {})
     assert arguments["user"] == f"{os.getuid()}:{os.getgid()}"
@@ -241,4 +247,6 @@ def test_a_campaign_whose_step_fails_in_a_container_fails(engine, image, request
     assert outcome.exit_code == 1
     sentences = [sentence for sentence, _ in failures(outcome)]
     assert any(sentence.startswith("validate: ") for sentence in sentences), sentences
+    (log,) = [Path(log) for sentence, log in failures(outcome) if sentence.startswith("validate: ")]
+    assert "has the digest" in log.read_text()
     assert containers_of(engine, outcome.job_id) == []
