@@ -78,6 +78,8 @@ def test_an_image_runs_as_a_number_in_the_group_of_root(target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_changes_with_every_commit_comes_last(target):
     words = [word for word, _ in stage(target)]
+    assert words[0] == "RUN", "the code is the last layer; a WORKDIR after it would be another"
+    assert not {"WORKDIR", "COPY"} & set(words)
     assert words.index("ARG") > max(index for index, word in enumerate(words) if word in {"RUN", "COPY", "USER"})
     revision = [rest for word, rest in stage(target) if word == "ENV"][-1]
     assert revision == "ROBOIMI_REVISION=$REVISION"
