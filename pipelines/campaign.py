@@ -147,6 +147,6 @@ def build_campaign(profile: Profile, arms: Sequence[Arm] | None = None) -> Calla
 
 def _configuration(profile: Profile) -> dsl.PipelineConfig | None:
     """What Kubernetes is told of the whole run."""
-    if profile.cluster is None:
+    if profile.cluster is None or profile.cluster.ttl_s == 0:
         return None
     return dsl.PipelineConfig(ttl_seconds_after_finished=profile.cluster.ttl_s)

@@ -90,6 +90,10 @@ class KfpApi:
 
         Returns:
             The id, and whether it was uploaded now.
+
+        Raises:
+            ServerError: the server did not understand what the pipeline says of pods. It drops all of that without a
+                word where it does not know one setting, and would run steps without their secrets and resources.
         """
         answer = self._ask(
             f"version {name!r}",
@@ -98,7 +102,7 @@ class KfpApi:
             filter=_equals("display_name", name),
         )
         for item in answer.pipeline_versions or []:
-            if item.display_name == name:
+            if item.display_name == name and _understood(item):
                 return item.pipeline_version_id, False
         upload = self._uploads.upload_pipeline_version
         version = self._ask(
@@ -110,6 +114,13 @@ class KfpApi:
             pipelineid=pipeline_id,
             description=description,
         )
+        if not _understood(version):
+            delete = self._pipelines.pipeline_service_delete_pipeline_version
+            self._ask(f"removing version {name!r}", delete, pipeline_id, version.pipeline_version_id)
+            raise ServerError(
+                f"KFP at {self.connection.host} does not understand what the pipeline says of pods, and would run them "
+                "without secrets and labels: update it to 2.17, or leave newer settings out of the profile (ttl_s: 0)."
+            )
         return version.pipeline_version_id, True
 
     def make_run(
@@ -211,6 +222,11 @@ class KfpApi:
             raise ServerError(
                 f"KFP at {self.connection.host} answers {what} in an unknown form ({short(error)}): see --host."
             ) from error
+
+
+def _understood(version: Any) -> bool:
+    """Whether a version has its platform's part; True where the server does not show any part."""
+    return not version.pipeline_spec or "platform_spec" in version.pipeline_spec
 
 
 def _equals(key: str, value: str) -> str:

@@ -132,7 +132,8 @@ class Cluster:
         encode_shards: how many pods encode at the same time.
         eval_shards: how many pods roll one policy out at the same time.
         require_gpu: whether the preflight insists on CUDA and a GPU's renderer.
-        ttl_s: how long Kubernetes keeps the objects of a finished run.
+        ttl_s: how long Kubernetes keeps the objects of a finished run; 0: as long as the cluster does by itself. A KFP
+            before 2.17 does not know the setting, and then ignores everything that is said of pods.
         timeout_s: for each step that has one.
         defaults_config_map: ConfigMap with the site's settings, see `pipelines.placement.SITE_SETTINGS`; empty: none.
         ca_config_map: ConfigMap whose key `ca.crt` holds the object store's certificates; empty: none.
@@ -277,7 +278,7 @@ def _cluster(values: dict[str, Any], path: Path) -> Cluster:
         "resources": resources,
     }
     cluster = _build(Cluster, {**values, **parts}, f"{path}: cluster")
-    for name, least in {"encode_shards": 1, "eval_shards": 1, "restarts": 0, "ttl_s": 1}.items():
+    for name, least in {"encode_shards": 1, "eval_shards": 1, "restarts": 0, "ttl_s": 0}.items():
         if not isinstance(getattr(cluster, name), int) or getattr(cluster, name) < least:
             raise ConfigError(
                 f"{path}: cluster.{name}={getattr(cluster, name)!r} must be a whole number from {least} on."

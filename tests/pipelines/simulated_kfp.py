@@ -29,6 +29,7 @@ class SimulatedKfp(SimulatedServer):
         namespaces: those that the caller may use.
         token: the only one that is accepted; None: none is asked for.
         looks_until_over: how often a run that is terminated is still seen CANCELING.
+        drops: a setting of pods that the server is too old to know.
         refuse: path ending -> answer, for what is broken on purpose.
         page: what the server answers to everything, as a login page in front of it does.
     """
@@ -46,6 +47,7 @@ class SimulatedKfp(SimulatedServer):
         self.looks_until_over = 2
         self.refuse: dict[str, Answer] = {}
         self.page: bytes | None = None
+        self.drops: str | None = None
         self._clock = itertools.count()
         self._looks: dict[str, int] = {}
 
@@ -83,6 +85,9 @@ class SimulatedKfp(SimulatedServer):
         if match := re.fullmatch(r"/pipelines/([^/]+)/versions", path):
             versions = {key: item for key, item in self.versions.items() if item["pipeline_id"] == match[1]}
             return self._list("pipeline_versions", versions, query)
+        if match := re.fullmatch(r"/pipelines/[^/]+/versions/([^/]+)", path):
+            del self.versions[match[1]]
+            return {}
         if path == "/runs":
             if method == "POST":
                 return self.make_run(document)
@@ -124,8 +129,12 @@ class SimulatedKfp(SimulatedServer):
             raise Answer(400, {"error_message": "Failed to create a pipeline version", "error_details": ""})
         key = str(uuid.uuid4())
         version = {"pipeline_id": query["pipelineid"], "pipeline_version_id": key}
-        self.versions[key] = {**version, "display_name": query["display_name"], "name": query["name"]}
         self.uploads.append(body.decode())
+        # One setting of pods that the server does not know, and it drops all of them.
+        dropped = self.drops is not None and self.drops in body.decode()
+        spec = {"root": {}} if dropped else {"pipeline_spec": {"root": {}}, "platform_spec": {"platforms": {}}}
+        names = {"display_name": query["display_name"], "name": query["name"]}
+        self.versions[key] = {**version, **names, "pipeline_spec": spec}
         return self.versions[key]
 
     def _run(self, key: str, verb: str | None) -> dict[str, Any]:

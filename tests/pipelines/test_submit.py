@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.arguments import TAKE_OVER
 from pipelines.cli import main
-from pipelines.kfp_connection import ServerUnavailableError
+from pipelines.kfp_connection import ServerError, ServerUnavailableError
 from roboimi.vla.config import compose_config
 from roboimi.vla.data.dataset_store import push_dataset
 from tests.conftest import make_tiny_dataset
@@ -106,6 +106,15 @@ def test_a_dirty_checkout_is_submitted_only_when_that_is_said(refused, kfp, kube
     (run,) = kfp.runs.values()
     assert run["runtime_config"]["parameters"]["code_revision"] == f"{REVISION}-dirty"
     assert run["display_name"].startswith("roboimi-campaign-0123456-dirty-")
+
+
+def test_a_server_that_would_drop_what_is_said_of_pods_runs_nothing(kfp, kubernetes, capsys):
+    kfp.drops = "resourceTtlOnCompletion"
+    assert main([*SUBMIT, "--profile", "cluster"]) == ServerError.exit_code
+    assert "does not understand what the pipeline says of pods" in capsys.readouterr().err
+    assert kfp.uploads
+    assert not kfp.runs
+    assert not kfp.versions
 
 
 def test_a_server_that_does_not_answer_is_said(kfp, capsys):
