@@ -198,10 +198,10 @@ class Site:
         endpoint = endpoint_from_environment()
         credentials = endpoint.credentials.retrieve()
         secret = {"access_key": credentials.access_key, "secret_key": credentials.secret_key}
-        self._ensure(self.core.create_namespaced_secret, "roboimi-store", string_data=secret)
+        self._ensure(self.core.create_namespaced_secret, "roboimi-store", stringData=secret)
         for name, key in (("roboimi-swanlab", "api_key"), ("roboimi-hub", "token")):
             # Backends before 2.16 take no notice of "optional".
-            self._ensure(self.core.create_namespaced_secret, name, string_data={key: ""})
+            self._ensure(self.core.create_namespaced_secret, name, stringData={key: ""})
         settings = {"endpoint": endpoint.url, "region": endpoint.region, "swanlab_mode": "offline", "hub_offline": "1"}
         self._ensure(self.core.create_namespaced_config_map, "roboimi-defaults", data=settings)
 
