@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minio import Minio, MinioAdmin
-from minio.error import MinioAdminException, MinioException, S3Error
-from urllib3.exceptions import HTTPError
+from minio import MinioAdmin
+from minio.error import MinioAdminException
 
 from roboimi.command_line import run_command
-from roboimi.errors import ConfigError, StoreAccessError, StoreUnavailableError
+from roboimi.errors import ConfigError, StoreAccessError
 from roboimi.storage.http_client import make_http_client
-from roboimi.storage.s3_endpoint import Endpoint, endpoint_from_environment
+from roboimi.storage.s3_client import S3Client
+from roboimi.storage.s3_endpoint import endpoint_from_environment
 from roboimi.storage.s3_store import split_uri
 
 ROLES = ("trainer", "reader", "gc")
@@ -58,21 +58,12 @@ def set_up_bucket(
         raise ConfigError("No role has a user: set TRAINER_ACCESS_KEY and TRAINER_SECRET_KEY.")
     names = {"BUCKET": bucket, "STORE": prefix, "DATASETS": datasets.strip("/")}
     documents = {role: read_policy(policies / f"{role}.json", names) for role in users}
-    endpoint = endpoint_from_environment(environment)
-    try:
-        _make_bucket(endpoint.connect(), bucket)
-        admin = _admin(endpoint)
-        for role, (key, secret) in users.items():
-            name = f"roboimi-{role}"
-            admin.policy_add(name, policy=documents[role])
-            admin.user_add(key, secret)
-            _attach(admin, name, key)
-    except (S3Error, MinioAdminException) as error:
-        raise StoreAccessError(
-            f"{endpoint.url} refuses to be set up for {store} ({_reason(error)}): correct the key or secret it means."
-        ) from error
-    except (MinioException, HTTPError, OSError) as error:
-        raise StoreUnavailableError(f"{endpoint.url} does not answer ({error}): is the server started?") from error
+    client = S3Client(endpoint_from_environment(environment), bucket)
+    client.call("making the bucket", lambda minio: minio.bucket_exists(bucket) or minio.make_bucket(bucket))
+    for role, (key, secret) in users.items():
+        _administer(client, f"adding the policy of the {role}", "policy_add", f"roboimi-{role}", policy=documents[role])
+        _administer(client, f"adding the user {key}", "user_add", key, secret)
+        _attach(client, f"roboimi-{role}", key)
     return {role: key for role, (key, _) in users.items()}
 
 
@@ -98,40 +89,38 @@ def _user(role: str, environment: Mapping[str, str]) -> tuple[str, str] | None:
     return (key, secret) if key else None
 
 
-def _reason(error: S3Error | MinioAdminException) -> str:
-    """What the server says, without the rest of its answer."""
-    if isinstance(error, S3Error):
-        return f"{error.code}: {error.message}"
-    body = str(error).partition("Body: ")[2]
-    try:
-        return str(json.loads(body)["Message"])
-    except (ValueError, KeyError, TypeError):
-        return str(error)
-
-
-def _make_bucket(client: Minio, bucket: str) -> None:
-    if not client.bucket_exists(bucket):
-        client.make_bucket(bucket)
-
-
-def _admin(endpoint: Endpoint) -> MinioAdmin:
-    return MinioAdmin(
+def _administer(client: S3Client, what: str, request: str, *arguments: Any, **options: Any) -> str:
+    """One request to the server's administration, with the patience of the store's."""
+    endpoint = client.endpoint
+    admin = MinioAdmin(
         endpoint=endpoint.host,
         credentials=endpoint.credentials,
         region=endpoint.region,
         secure=endpoint.secure,
         http_client=make_http_client(endpoint.ca_file),
     )
+    try:
+        return client.call(what, lambda _: getattr(admin, request)(*arguments, **options))
+    except MinioAdminException as error:
+        raise StoreAccessError(f"{endpoint.url} refuses {what}: {_reason(error)}.") from error
 
 
-def _attach(admin: MinioAdmin, policy: str, user: str) -> None:
+def _attach(client: S3Client, policy: str, user: str) -> None:
     """Let the user have this policy and no other."""
-    has = json.loads(admin.user_info(user)).get("policyName", "")
-    others = [name for name in has.split(",") if name and name != policy]
-    if others:
-        admin.detach_policy(others, user)
-    if policy not in has.split(","):
-        admin.attach_policy([policy], user)
+    what = f"attaching policies to {user}"
+    has = json.loads(_administer(client, what, "user_info", user)).get("policyName", "").split(",")
+    if others := [name for name in has if name and name != policy]:
+        _administer(client, what, "detach_policy", others, user)
+    if policy not in has:
+        _administer(client, what, "attach_policy", [policy], user)
+
+
+def _reason(error: MinioAdminException) -> str:
+    """What the server says, without the rest of its answer."""
+    try:
+        return str(json.loads(str(error).partition("Body: ")[2])["Message"]).rstrip(".")
+    except (ValueError, KeyError, TypeError):
+        return str(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
