@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 JOB_LABEL = "roboimi.campaign"
 OWNER_LABEL = "roboimi.owner-pid"
+GONE = (404, 409)
+"""What the engine answers about a container that is not there any more, or about to be removed."""
+
 REVISION_LABEL = "org.opencontainers.image.revision"
 
 
@@ -108,7 +111,7 @@ class Containers:
         client = connect()
         try:
             for container in self._list(client):
-                _remove(container)
+                remove_container(container)
         finally:
             client.close()
 
@@ -118,7 +121,7 @@ class Containers:
         try:
             for container in client.containers.list(all=True, ignore_removed=True, filters={"label": OWNER_LABEL}):
                 if not Path(f"/proc/{container.labels[OWNER_LABEL]}").exists():
-                    _remove(container)
+                    remove_container(container)
         finally:
             client.close()
 
@@ -133,12 +136,12 @@ class Containers:
         return client.containers.list(all=True, ignore_removed=True, filters={"label": f"{JOB_LABEL}={self._job_id}"})
 
 
-def _remove(container: "Container") -> None:
+def remove_container(container: "Container") -> None:
+    """End and remove a container that may be gone already."""
     from docker.errors import APIError
 
     try:
         container.remove(force=True)
     except APIError as error:
-        # 404, 409: gone, or about to be; whoever waited for it was quicker.
-        if error.status_code not in (404, 409):
+        if error.status_code not in GONE:
             raise

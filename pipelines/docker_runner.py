@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.docker_engine import JOB_LABEL, OWNER_LABEL
+from pipelines.docker_engine import GONE, JOB_LABEL, OWNER_LABEL, remove_container
 from pipelines.local_request import LocalRequest
 from roboimi.campaign_step import LOGS_VARIABLE
 from roboimi.storage.local_copies import CACHE_VARIABLE, cache_root
@@ -83,14 +83,21 @@ def run_container(
 
     The signature is that of `kfp.local.docker_task_handler.run_docker_container`, in whose place this stands.
     """
+    from docker.errors import APIError
+
     arguments["environment"] = {**arguments.get("environment", {}), "ROBOIMI_IMAGE": image}
     container = client.containers.run(image, command, detach=True, volumes=volumes, **arguments)
     try:
         for chunk in container.logs(stream=True, follow=True):
             print(chunk.decode(errors="replace"), end="")
         return container.wait()["StatusCode"]
+    except APIError as error:
+        if error.status_code not in GONE:
+            raise
+        print("error: The container was removed from outside before it ended.")
+        return 1
     finally:
-        container.remove(force=True)
+        remove_container(container)
 
 
 def _mounts(request: LocalRequest, passed: Mapping[str, str]) -> "list[Mount]":

@@ -4,7 +4,10 @@ The tests with containers want a Docker engine and an image with a shell; withou
 """
 
 import os
+import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +20,23 @@ from pipelines import docker_runner
 from pipelines.docker_engine import JOB_LABEL, OWNER_LABEL, Containers, EngineError, check_images, connect
 from pipelines.local_request import DOCKER, LocalRequest
 from pipelines.local_run import Outcome, failures, run_local, unrecorded_steps
+from roboimi.vla.data.manifest import DatasetRef
+from tests.conftest import make_tiny_dataset
 
 IMAGES = (CPU_IMAGE, "roboimi-base:bookworm")
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> DatasetRef:
+    return make_tiny_dataset(tmp_path_factory.mktemp("data"), frames=4, cameras=("top",), image_size=(16, 16))
+
+
 @pytest.fixture
-def request_for(tmp_path, tiny_dataset):
+def request_for(tmp_path, dataset):
     """A campaign's request; keyword arguments go before its own."""
 
     def make(**arguments) -> LocalRequest:
-        own = {"store": str(tmp_path / "store"), "dataset": tiny_dataset.text, "encoder": "standin", "experiments": []}
+        own = {"store": str(tmp_path / "store"), "dataset": dataset.text, "encoder": "standin", "experiments": []}
         return LocalRequest(
             profile="local",
             job_id=f"test-{os.getpid()}",
@@ -52,10 +62,10 @@ def mounted(arguments) -> dict[str, bool]:
     return {mount["Target"]: mount["ReadOnly"] for mount in arguments["mounts"]}
 
 
-def test_a_step_sees_the_folders_of_the_campaign_under_their_own_paths(request_for, tiny_dataset, tmp_path, cache):
+def test_a_step_sees_the_folders_of_the_campaign_under_their_own_paths(request_for, dataset, tmp_path, cache):
     arguments = docker_runner.container_arguments(request_for(), os.environ)
     folders = mounted(arguments)
-    for folder in (tmp_path / "store", tiny_dataset.root, cache):
+    for folder in (tmp_path / "store", dataset.root, cache):
         assert folders[str(folder)] is False
         assert folder.is_dir(), "the engine would make it root's"
 
@@ -133,6 +143,16 @@ def test_a_step_without_a_launch_record_is_a_failure_with_a_sentence(tmp_path):
     assert log == str(tmp_path / "log")
 
 
+def test_a_runner_that_reports_success_is_not_believed_without_the_records(tmp_path, monkeypatch):
+    # In place of the worker, a program that does nothing and says that all is well.
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))
+    arguments = {"store": str(tmp_path / "store"), "experiments": [{"arm": "a", "overrides": []}]}
+    with open(tmp_path / "terminal", "w") as file:
+        outcome = run_local(arguments, profile="local", outputs=tmp_path / "outputs", console=Console(file=file))
+    assert outcome.exit_code == 1
+    assert [sentence.split(":")[0] for sentence, _ in failures(outcome)][:2] == ["validate", "smoke"]
+
+
 def test_without_an_engine_there_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     with pytest.raises(EngineError, match="No Docker engine answers"):
@@ -159,7 +179,7 @@ def image(engine) -> str:
 
 
 def containers_of(engine, job_id: str) -> list:
-    return engine.containers.list(all=True, filters={"label": f"{JOB_LABEL}={job_id}"})
+    return engine.containers.list(all=True, ignore_removed=True, filters={"label": f"{JOB_LABEL}={job_id}"})
 
 
 @pytest.mark.parametrize(("command", "code"), [("true", 0), ("exit 20", 20), ("kill -9 $$", 137)])
@@ -177,18 +197,44 @@ def test_the_code_is_right_although_the_engine_removed_nothing_for_us(engine, im
     assert capsys.readouterr().out == f"{image}\n"
 
 
-def test_kfp_sees_a_failed_container(engine, image, request_for, cache, tmp_path):
+def test_a_failed_container_is_a_failed_task_for_kfp(engine, image, request_for, cache, tmp_path, monkeypatch):
+    """Whose own handler takes a container for a success that has ended, and is gone, before its logs were read."""
     from kfp import dsl, local
 
-    runner = docker_runner.make_runner(request_for())
+    request = request_for()
 
     @dsl.container_component
     def fails():
-        return dsl.ContainerSpec(image=image, command=["sh", "-c", "exit 20"])
+        return dsl.ContainerSpec(image=image, command=["sh", "-c", "echo last words; exit 20"])
 
+    def slow_print(*values: object, **options: object) -> None:
+        while "last words" in str(values) and any(is_ending(found) for found in containers_of(engine, request.job_id)):
+            pass
+
+    runner = docker_runner.make_runner(request)
     local.init(runner=runner, pipeline_root=str(tmp_path / "artifacts"), workspace_root=str(tmp_path / "workspace"))
+    monkeypatch.setattr("builtins.print", slow_print)
     with pytest.raises(RuntimeError, match="FAILURE"):
         fails()
+
+
+def is_ending(container) -> bool:
+    """Whether a container runs, or has ended and is about to be removed by the engine."""
+    return container.status == "running" or container.attrs["HostConfig"]["AutoRemove"]
+
+
+def test_a_container_that_somebody_removes_has_failed(engine, image):
+    label = {JOB_LABEL: f"removed-{os.getpid()}"}
+
+    def remove_it() -> None:
+        while not (found := engine.containers.list(filters={"label": [f"{key}={label[key]}" for key in label]})):
+            pass
+        found[0].remove(force=True)
+
+    remover = threading.Thread(target=remove_it)
+    remover.start()
+    assert docker_runner.run_container(engine, image, ["sleep", "60"], {}, labels=label) != 0
+    remover.join()
 
 
 def test_a_campaigns_containers_are_known_by_their_processes_and_removed(engine, image):
