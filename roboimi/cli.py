@@ -21,6 +21,7 @@ examples:
   roboimi import act ~/episodes
   roboimi validate datasets/transfer_cube
   roboimi dataset push datasets/transfer_cube s3://bucket/datasets/transfer_cube
+  roboimi encoder stage google/siglip2-base-patch16-256@REVISION s3://bucket/store
 """
 
 

@@ -1,6 +1,7 @@
 """`roboimi encoder stage | show`: weights from the Hugging Face hub into a store, for machines that cannot reach it."""
 
 import argparse
+import sys
 from pathlib import Path
 
 EXAMPLE = "google/siglip2-base-patch16-256@<40 hex digits>"
@@ -29,7 +30,10 @@ def _stage(options: argparse.Namespace) -> int:
 
     spec = _pinned(options.encoder)
     store = open_store(options.store)
-    manifest = stage_weights(store, spec, options.source.expanduser() if options.source else download(spec))
+    if (folder := options.source) is None:
+        print(f"fetching {spec.description} from the Hugging Face hub or its cache", file=sys.stderr)
+        folder = download(spec)
+    manifest = stage_weights(store, spec, folder.expanduser())
     print(f"{spec.name}@{spec.revision} is staged in {store.uri}: {_size(manifest.bytes)}, sha256:{manifest.digest}")
     return 0
 

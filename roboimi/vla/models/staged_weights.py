@@ -222,7 +222,11 @@ def download(spec: EncoderSpec) -> Path:
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    # Its own lines about each of five attempts come twice, with a URL; what it gave up on is in the sentence below.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=list(STAGED_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -230,6 +234,8 @@ def download(spec: EncoderSpec) -> Path:
             f"{spec.name}@{spec.revision} cannot be fetched from the Hugging Face hub "
             f"({str(error).strip().splitlines()[0]}): download that commit elsewhere and give its folder with --from."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _files_to_stage(folder: Path) -> dict[str, Path]:
