@@ -31,6 +31,9 @@ from roboimi.storage.store import Store
 CAMPAIGN_STEPS = ("validate", "smoke", "preflight", "encode")
 ARM_STEPS = ("train", "evaluate")
 
+ENDED = frozenset({"SUCCEEDED", "COMPLETE", "FAILED", "CANCELED", "CANCELLED"})
+"""States that say how a run ended. Backends before KFP 2.17 tell the exit task of others, such as RUNNING."""
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -120,8 +123,9 @@ def collect(store: Store, job_id: str, experiments: Sequence[Mapping[str, Any]],
         store: where the campaign ran.
         job_id: its run id.
         experiments: the expected arms, each with `arm` (name) and `overrides`.
-        status: final state as the orchestrator gave it.
+        status: final state as the orchestrator gave it; one that is not final says nothing.
     """
+    status = status if status in ENDED else ""
     shared = {step: _record(store, job_id, CAMPAIGN, step) for step in CAMPAIGN_STEPS}
     blocked = _blocking_failure(shared) or (f"the campaign ended as {status}" if status else "")
     arms, records = [], [record for record in shared.values() if record]
@@ -149,25 +153,45 @@ def _record(store: Store, job_id: str, arm: str, step: str) -> dict[str, Any] | 
     """A launch record; one that cannot be read is shown as a failed step, so that the report is still written."""
     folder = f"campaigns/{job_id}/{arm}"
     try:
-        return store.read_json(f"{folder}/{step}.json") or _failed_shard(store, folder, step)
+        return _with_shards(store.read_json(f"{folder}/{step}.json"), _shards(store, folder, step))
     except RoboimiError as error:
         return {"status": "failed", "failure_class": error.failure_class, "reason": str(error)}
 
 
-def _failed_shard(store: Store, folder: str, step: str) -> dict[str, Any] | None:
-    """Why a step that several pods share did not come to its end: the first of its shards that did not succeed."""
+def _shards(store: Store, folder: str, step: str) -> list[dict[str, Any]]:
     names = [name for name in store.list(folder) if name.startswith(f"{step}-") and name.endswith(".json")]
-    records = [store.read_json(f"{folder}/{name}") for name in sorted(names)]
-    return next((record for record in records if record and record.get("status") != "succeeded"), None)
+    return [record for name in sorted(names) if (record := store.read_json(f"{folder}/{name}"))]
+
+
+def _with_shards(record: dict[str, Any] | None, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The record of a stage that several pods shared: its time is that of the longest, and of the step after them.
+
+    Where that step never ran, the record is that of the first shard that did not succeed.
+    """
+    if record is None:
+        return next((dict(shard) for shard in shards if shard.get("status") != "succeeded"), None)
+    if not shards or record.get("seconds") is None:
+        return record
+    longest = max(float(shard.get("seconds") or 0.0) for shard in shards)
+    recognised = bool(record.get("recognised")) and all(shard.get("recognised") for shard in shards)
+    return {**record, "seconds": record["seconds"] + longest, "recognised": recognised}
 
 
 def _gpu_seconds(store: Store, job_id: str) -> float | None:
     known = []
     for arm in store.list(f"campaigns/{job_id}"):
-        steps = [name for name in store.list(f"campaigns/{job_id}/{arm}") if name.endswith(".json")]
-        records = [_record(store, job_id, arm, name.removesuffix(".json")) for name in steps]
-        known += [float(record["gpu_seconds"]) for record in records if record and "gpu_seconds" in record]
+        names = [name for name in store.list(f"campaigns/{job_id}/{arm}") if name.endswith(".json")]
+        records = [_readable(store, f"campaigns/{job_id}/{arm}/{name}") for name in names]
+        known += [float(record["gpu_seconds"]) for record in records if "gpu_seconds" in record]
     return sum(known) if known else None
+
+
+def _readable(store: Store, key: str) -> dict[str, Any]:
+    """A record; an empty one where it cannot be read, which the step's own place in the report says."""
+    try:
+        return store.read_json(key) or {}
+    except RoboimiError:
+        return {}
 
 
 def _blocking_failure(shared: Mapping[str, Mapping[str, Any] | None]) -> str:

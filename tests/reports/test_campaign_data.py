@@ -184,3 +184,19 @@ def test_a_shard_that_failed_says_why_its_stage_never_ended(made):
     made.store.write_json(f"{folder}/evaluate-2-of-2.json", {**record, "reason": "No GL in this pod."})
     _, arms = arms_of(made, "FAILED")
     assert arms["a"].missing == "evaluate failed (non-finite): No GL in this pod."
+
+
+def test_a_stage_takes_as_long_as_its_longest_shard_and_the_step_after_it(made):
+    made.add("a", outcomes=[True])
+    for number, seconds in ((1, 20.0), (2, 30.0)):
+        made.step(f"encode-{number}-of-2", seconds=seconds)
+    made.step("encode", seconds=2.0, recognised=True)
+    report, _ = arms_of(made)
+    (encode,) = [step for step in report.steps if step.name == "encode"]
+    assert (encode.seconds, encode.recognised) == (32.0, False)
+
+
+@pytest.mark.parametrize(("status", "kept"), [("SUCCEEDED", "SUCCEEDED"), ("RUNNING", ""), ("", "")])
+def test_a_state_that_is_not_final_is_not_said(made, status, kept):
+    made.add("a", outcomes=[True])
+    assert arms_of(made, status)[0].status == kept
