@@ -47,6 +47,10 @@ def container_arguments(request: LocalRequest, environment: Mapping[str, str]) -
         environment: of the process that runs the campaign.
     """
     passed = passed_environment(environment)
+    if EncoderSpec.parse(request.arguments["encoder"]).revision:
+        # Fetched once for all steps, and for those outside of containers.
+        passed.setdefault("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
+        Path(passed["HF_HOME"]).mkdir(parents=True, exist_ok=True)
     arguments = {
         "environment": passed,
         "mounts": _mounts(request, passed),

@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pipelines.display import Display, Record, failure_sentence, read_records, step_name, was_killed
+from pipelines.expected_steps import expected_steps
 from pipelines.local_request import DOCKER, SUBPROCESS, LocalRequest
 from roboimi.campaign_step import LOG_VARIABLE, LOGS_VARIABLE
 from roboimi.errors import StoreUnavailableError
 from roboimi.progress import ENVIRONMENT_VARIABLE as PROGRESS_VARIABLE
-from roboimi.storage.launch_record import CAMPAIGN
 from roboimi.storage.store import Store, open_store
 
 if TYPE_CHECKING:
     from pipelines.docker_engine import Containers
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+CLUSTER_ONLY = frozenset({"preflight_gpu"})
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_COMMIT = 30.0
 """How long a step may take, after an interrupt, to commit its state before it is killed."""
@@ -106,19 +107,18 @@ def run_local(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     records = read_records(store, job_id)
-    unrecorded = () if code else unrecorded_steps(records, arguments["experiments"])
+    unrecorded = () if code else unrecorded_steps(records, arguments)
     # The records have the last word: a runner can take a step for finished that is not.
     if unrecorded or any(record["status"] != "succeeded" for record in records):
         code = code or 1
     return Outcome(job_id, code, records, log, _report(store, job_id), unrecorded)
 
 
-def unrecorded_steps(records: Sequence[Record], experiments: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The steps of a campaign without a launch record; a step in shards has one `<step>-<k>-of-<n>` for each."""
-    expected = [(CAMPAIGN, step) for step in ("validate", "smoke", "encode", "compare")]
-    expected += [(item["arm"], step) for item in experiments for step in ("train", "evaluate")]
-    there = {(record["arm"], record["step"].split("-")[0]) for record in records}
-    return tuple(step_name({"arm": arm, "step": step}) for arm, step in expected if (arm, step) not in there)
+def unrecorded_steps(records: Sequence[Record], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The steps of a campaign on this machine, given the pipeline's arguments, without a launch record."""
+    there = {(record["arm"], record["step"]) for record in records}
+    missing = [step for step in expected_steps(arguments) if (step.arm, step.step) not in there]
+    return tuple(step_name({"arm": step.arm, "step": step.step}) for step in missing if step.task not in CLUSTER_ONLY)
 
 
 def failures(outcome: Outcome) -> list[tuple[str, str]]:

@@ -82,6 +82,14 @@ def test_an_encoder_in_a_folder_comes_along(request_for, tmp_path, cache):
     assert str(encoder) in mounted(docker_runner.container_arguments(request_for(encoder=str(encoder)), {}))
 
 
+def test_an_encoder_of_the_hub_is_fetched_once_for_all_steps(request_for, tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = docker_runner.container_arguments(request_for(encoder="google/siglip2@" + "0" * 40), {})
+    hub = str(tmp_path / ".cache" / "huggingface")
+    assert arguments["environment"]["HF_HOME"] == hub
+    assert mounted(arguments)[hub] is False
+
+
 def test_credentials_and_certificates_reach_a_step_and_this_machines_paths_do_not(request_for, tmp_path, cache):
     certificates = tmp_path / "ca.crt"
     certificates.touch()
@@ -127,13 +135,9 @@ SHARED = [record("campaign", step) for step in ("validate", "smoke", "encode", "
 def test_a_step_without_a_launch_record_did_not_run():
     arms = [{"arm": "a"}, {"arm": "b"}]
     records = [*SHARED, record("a", "train"), record("a", "evaluate"), record("b", "train")]
-    assert unrecorded_steps(records, arms) == ("evaluate b",)
-    assert unrecorded_steps([], [])[0] == "validate"
-
-
-def test_a_step_in_shards_is_recorded_by_its_shards():
-    records = [*SHARED, record("a", "train"), record("a", "evaluate-1-of-2"), record("a", "evaluate-2-of-2")]
-    assert unrecorded_steps(records, [{"arm": "a"}]) == ()
+    assert unrecorded_steps(records, {"experiments": arms}) == ("evaluate b",)
+    assert unrecorded_steps([*records, record("b", "evaluate")], {"experiments": arms}) == ()
+    assert unrecorded_steps([], {"experiments": []}) == ("validate", "smoke", "encode", "compare")
 
 
 def test_a_step_without_a_launch_record_is_a_failure_with_a_sentence(tmp_path):
