@@ -2,13 +2,14 @@
 # make test       the tests
 # make faults     the fault campaigns at their full length: kills, outages, damage, zombies (about an hour)
 # make e2e        campaigns on a real Kubeflow Pipelines, killed and retried (KFP_HOST=...; see tests/e2e/site.py)
+# make images     the two images of the steps, by this machine's Docker engine; again after an edit: seconds
 # Options: DATASET=path (your own episodes), ARGS="--steps 500 ..." (see .venv/bin/python -m pipelines run --help)
 
 SHELL := /bin/bash
 python := .venv/bin/python
 dataset_option := $(if $(DATASET),--dataset "$(DATASET)")
 
-.PHONY: campaign test faults e2e lint lock setup tools clean
+.PHONY: campaign test faults e2e images lint lock setup tools clean
 
 campaign: setup
 	@$(python) -m pipelines run $(dataset_option) $(ARGS)
@@ -22,13 +23,16 @@ faults: setup tools
 e2e: setup
 	@$(python) -m pytest -v -s -m e2e --timeout 0 tests/e2e $(ARGS)
 
+images:
+	@scripts/images.sh $(ARGS)
+
 lint: setup
 	@$(python) -m ruff check -q . && $(python) -m ruff format -q --check .
 
 setup:
 	@scripts/setup.sh
 
-# MinIO and toxiproxy for the tests of the object store; needs Go, and says so where it is not there.
+# Servers and programs that tests use (MinIO, toxiproxy, kustomize, kubeconform); needs Go, and says so where it is not there.
 tools:
 	@scripts/tools.sh
 
