@@ -7,6 +7,7 @@
 | `IMAGE_CPU`, `IMAGE_GPU` | images that the nodes can see, of the code that is tested |
 | `MINIO_ENDPOINT`, `MINIO_ACCESS_KEY`, `MINIO_SECRET_KEY` | the object store, from here and from the pods |
 | `MINIO_BUCKET` | a bucket to write in; all of it goes below the prefix `roboimi-e2e/` |
+| `SERVICE_ACCOUNT` | as which the pods run; the server's default |
 | `KUBECONFIG` | to read pods, to kill what the tests kill, and to make the campaign's secret and settings |
 """
 
@@ -105,6 +106,8 @@ class Site:
         known = {run.run_id for run in self.runs()}
         options = ["--profile", "trial", "--experiment", EXPERIMENT, "--dataset", dataset, "--store", self.store.uri]
         options += ["--cpu-image", os.environ["IMAGE_CPU"], "--gpu-image", os.environ["IMAGE_GPU"]]
+        if account := os.environ.get("SERVICE_ACCOUNT"):
+            options += ["--service-account", account]
         print(self.pipelines("submit", *options, *arguments, check=check).stdout)
         (run,) = [run for run in self.runs() if run.run_id not in known]
         return run.run_id
