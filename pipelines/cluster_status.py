@@ -14,7 +14,7 @@ from pipelines.campaign_runs import CampaignRun
 from pipelines.display import Record, read_records
 from pipelines.expected_steps import ExpectedStep, expected_steps
 from pipelines.kubernetes_api import Blind, CannotLook, Kubernetes
-from pipelines.pod_reasons import Reason, node_reason, pod_reason
+from pipelines.pod_reasons import Reason, node_reason, pod_reason, was_stopped
 from pipelines.training_progress import TrainingProgress
 from pipelines.workflow_nodes import StepNodes, step_nodes
 from roboimi.errors import StoreError
@@ -209,7 +209,7 @@ def _state(
     if nodes is not None:
         if nodes.cached:
             return "cached"
-        if nodes.phase in {"Failed", "Error"} and any("Stopped with strategy" in text for text in nodes.messages):
+        if nodes.phase in {"Failed", "Error"} and any(map(was_stopped, nodes.messages)):
             return "stopped"
         if nodes.over:
             return NODE_STATES[nodes.phase]

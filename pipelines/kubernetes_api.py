@@ -69,9 +69,10 @@ class Kubernetes:
             self._get("/pods", limit=1)
             return True
 
-    def has_secret(self, name: str) -> bool:
-        """Whether a secret exists. Its content is not kept."""
-        return self._get(f"/secrets/{name}") is not None
+    def secret_keys(self, name: str) -> set[str] | None:
+        """The keys of a secret, or None where there is none. Their values are not kept."""
+        found = self._get(f"/secrets/{name}")
+        return None if found is None else set(found.get("data") or {})
 
     def config_map(self, name: str, namespace: str | None = None) -> dict[str, str] | None:
         """The data of a ConfigMap, or None where there is none."""
@@ -81,6 +82,10 @@ class Kubernetes:
     def pods(self, run_id: str) -> list[Object]:
         """The pods of a run, KFP's own among them; those of the past as long as Kubernetes keeps them."""
         return self._items("/pods", labelSelector=f"{RUN_LABEL}={run_id}")
+
+    def delete_pod(self, name: str) -> None:
+        """Delete a pod; one that is gone already is no error."""
+        self._call("DELETE", f"/pods/{name}")
 
     def events(self, pod: str) -> list[Object]:
         """What Kubernetes reported of a pod within the last hour or so."""
@@ -99,7 +104,10 @@ class Kubernetes:
     def _items(self, path: str, group: str = CORE, **query: Any) -> list[Object]:
         return (self._get(path, group=group, **query) or {}).get("items") or []
 
-    def _get(self, path: str, *, namespace: str | None = None, group: str = CORE, **query: Any) -> Any:
+    def _get(self, path: str, **where: Any) -> Any:
+        return self._call("GET", path, **where)
+
+    def _call(self, method: str, path: str, *, namespace: str | None = None, group: str = CORE, **query: Any) -> Any:
         """What lies at a path of a namespace, as plain data; None where there is no such object.
 
         The client's own model classes are left out: they refuse what the API allows, such as an event without a time.
@@ -110,7 +118,7 @@ class Kubernetes:
         try:
             return self._api.call_api(
                 f"{group}/namespaces/{namespace or self.namespace}{path}",
-                "GET",
+                method,
                 query_params=list(query.items()),
                 header_params={"Accept": "application/json"},
                 response_type="object",

@@ -80,11 +80,19 @@ def node_reason(message: str) -> Reason | None:
         return Reason("pod-deleted", "its pod was deleted while it ran: `retry` runs the step again.")
     if "OOMKilled" in text:
         return _out_of_memory()
-    if "exceeded its deadline" in text or "DeadlineExceeded" in text or "active on the node longer" in text:
+    if "DeadlineExceeded" in text or "active on the node longer" in text:
         return _deadline()
-    if "Stopped with strategy" in text or "workflow shutdown" in text:
+    if was_stopped(text):
         return Reason("stopped", "the run was stopped.")
     return None
+
+
+def was_stopped(message: str) -> bool:
+    """Whether a node's message says that the whole run was ended from outside.
+
+    KFP ends a run by setting its workflow's deadline to now; Argo's own command says with which strategy.
+    """
+    return any(part in message for part in ("Step exceeded its deadline", "exceeded workflow deadline", "Stopped with"))
 
 
 def _disrupted(pod: Object, status: Object) -> Reason | None:
@@ -162,7 +170,7 @@ def _ended(status: Object) -> Reason | None:
 
 
 def _no_node(text: str) -> Reason:
-    short = re.split(r"[.;]? preemption:", text)[0].rstrip(".")
+    short = re.split(r"[.;,]? (?:no new claims to deallocate|preemption:)", text)[0].rstrip(".")
     if gpu := re.search(r"Insufficient (\S*gpu\S*)", short, re.IGNORECASE):
         return Reason(
             "unschedulable",

@@ -157,17 +157,22 @@ def check_cluster(plan: Plan, kubernetes: Kubernetes | Blind, say: Say) -> None:
                 f"There is no namespace {kubernetes.namespace!r} in {kubernetes.where}: correct --namespace, or choose "
                 "another cluster by --kube-context."
             )
-        there = {secret.name: kubernetes.has_secret(secret.name) for secret in secrets}
+        keys = {secret.name: kubernetes.secret_keys(secret.name) for secret in secrets}
     except CannotLook as error:
         say(f"note     secrets were not looked at: {error}; a missing one shows in `status`")
         return
-    missing = [secret.name for secret in secrets if secret.required and not there[secret.name]]
+    missing = [secret.name for secret in secrets if secret.required and keys[secret.name] is None]
     if missing:
         raise ConfigError(
             f"Namespace {kubernetes.namespace!r} has no secret {', '.join(missing)} (looked in {kubernetes.where}): "
             "make it as manifests/README.md says, or give the namespace of the campaign's pods by --namespace."
         )
-    told = [f"{name} {'is there' if found else 'is not (optional)'}" for name, found in there.items()]
+    for secret in secrets:
+        found = keys[secret.name]
+        # A key that is not there is as bad as a secret that is not, except where the whole of it is optional.
+        if secret.required and (lacking := sorted(secret.env.keys() - found)):
+            raise ConfigError(f"Secret {secret.name} in {kubernetes.namespace!r} lacks {', '.join(lacking)}: add that.")
+    told = [f"{name} {'is not (optional)' if found is None else 'is there'}" for name, found in keys.items()]
     say(f"secrets  {', '.join(told)}")
 
 

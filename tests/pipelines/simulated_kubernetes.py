@@ -21,20 +21,21 @@ class SimulatedKubernetes(SimulatedServer):
         namespaces: those that exist.
         pods, events, workflows: as the API gives them.
         forbidden: path endings that the caller may not read.
-        looks_until_gone: how often running pods are still seen after `ending`.
-        ending: whether pods end soon.
+        looks_until_gone: how often running pods are still seen; None: they stay.
+        deleted: names of the pods that were deleted.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.namespaces = {"kubeflow"}
-        self.secrets = {"roboimi-store"}
+        self.secrets = {"roboimi-store": {"access_key": "YQ==", "secret_key": "Yg=="}}
         self.config_maps: dict[str, dict[str, str]] = {}
         self.pods: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.workflows: list[dict[str, Any]] = []
         self.forbidden: set[str] = set()
         self.looks_until_gone: int | None = None
+        self.deleted: list[str] = []
 
     def kubeconfig(self, folder: Path) -> Path:
         """A file for the variable KUBECONFIG."""
@@ -60,6 +61,10 @@ class SimulatedKubernetes(SimulatedServer):
             raise status(403, "Forbidden", f'"{path}" is forbidden: User "ann" cannot read it')
         if not rest:
             return self._one("namespaces", namespace, namespace in self.namespaces)
+        if method == "DELETE":
+            self.deleted.append(rest[1])
+            self.pods = [pod for pod in self.pods if pod["metadata"]["name"] != rest[1]]
+            return {}
         if rest[0] == "pods":
             return {"kind": "PodList", "items": self._pods(query)}
         if rest[0] == "events":
@@ -69,7 +74,7 @@ class SimulatedKubernetes(SimulatedServer):
         if rest[0] == "workflows":
             return {"kind": "WorkflowList", "items": _selected(self.workflows, query)}
         if rest[0] == "secrets":
-            return self._one("secrets", rest[1], rest[1] in self.secrets)
+            return {**self._one("secrets", rest[1], rest[1] in self.secrets), "data": self.secrets[rest[1]]}
         data = self.config_maps.get(rest[1])
         return {**self._one("configmaps", rest[1], data is not None), "data": data}
 

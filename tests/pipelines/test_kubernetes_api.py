@@ -17,8 +17,8 @@ def here(kubernetes):
 
 def test_secrets_and_settings_are_there_or_not(kubernetes, here):
     kubernetes.config_maps["settings"] = {"a": "b"}
-    assert here.has_secret("roboimi-store")
-    assert not here.has_secret("roboimi-swanlab")
+    assert here.secret_keys("roboimi-store") == {"access_key", "secret_key"}
+    assert here.secret_keys("roboimi-swanlab") is None
     assert here.config_map("settings") == {"a": "b"}
     assert here.config_map("others") is None
     assert here.has_namespace()

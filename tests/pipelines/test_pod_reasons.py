@@ -44,6 +44,8 @@ def test_a_recorded_pod_has_its_reason(name):
         ("OOMKilled (exit code 137)", "oom-killed", "raise the limit"),
         ("Pod was active on the node longer than the specified deadline", "timeout", "timeout_s"),
         ("Stopped with strategy 'Terminate'", "stopped", "stopped"),
+        ("Step exceeded its deadline", "stopped", "stopped"),
+        ("retry exceeded workflow deadline 2026-11-21 21:12:04 +0000 UTC", "stopped", "stopped"),
     ],
 )
 def test_where_there_is_no_pod_argo_tells(message, kind, part):

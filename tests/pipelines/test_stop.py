@@ -30,9 +30,10 @@ def run_of(api, key):
     return CampaignRun.of(api.run(key))
 
 
-def ends(api, kube, key, limit_s=30.0):
+def ends(api, kube, key, limit_s=30.0, patience_s=30.0):
     said = []
-    end_runs(api, kube, [run_of(api, key)], say=said.append, limit_s=limit_s, pause_s=0.01)
+    times = {"limit_s": limit_s, "patience_s": patience_s, "pause_s": 0.01}
+    end_runs(api, kube, [run_of(api, key)], say=said.append, **times)
     return said
 
 
@@ -52,6 +53,38 @@ def test_a_pod_that_stays_is_an_error(kfp, kubernetes, api):
     kubernetes.pods = [pod(key, "Running")]
     with pytest.raises(RunStateError, match="the pods pod-Running still run"):
         ends(api, Kubernetes("kubeflow"), key, limit_s=0.1)
+
+
+def test_a_pod_that_cannot_start_is_deleted(kfp, kubernetes, api):
+    key = kfp.add_run(OLDER, "RUNNING", PARAMETERS)
+    kubernetes.pods = [pod(key, "Pending"), pod(key, "Succeeded")]
+    said = ends(api, Kubernetes("kubeflow"), key, patience_s=0.05)
+    assert kubernetes.deleted == ["pod-Pending"]
+    assert said[0] == "deleted  pod pod-Pending, which could not start"
+    assert said[1].startswith("stopped")
+
+
+def test_a_pod_that_runs_is_never_deleted(kfp, kubernetes, api):
+    key = kfp.add_run(OLDER, "RUNNING", PARAMETERS)
+    kubernetes.pods = [pod(key, "Pending"), pod(key, "Running")]
+    with pytest.raises(RunStateError):
+        ends(api, Kubernetes("kubeflow"), key, limit_s=0.3, patience_s=0.05)
+    assert kubernetes.deleted == []
+
+
+def test_who_may_not_delete_is_told(kfp, kubernetes, api):
+    key = kfp.add_run(OLDER, "RUNNING", PARAMETERS)
+    kubernetes.pods = [pod(key, "Pending")]
+    kubernetes.forbidden.add("/pods/pod-Pending")
+    with pytest.raises(RunStateError):
+        ends(api, Kubernetes("kubeflow"), key, limit_s=0.3, patience_s=0.05)
+
+
+def test_a_workflow_that_never_closes_is_over_without_pods(kfp, kubernetes, api):
+    key = kfp.add_run(OLDER, "RUNNING", PARAMETERS)
+    kfp.looks_until_over = 1_000_000
+    (line,) = ends(api, Kubernetes("kubeflow"), key, patience_s=0.05)
+    assert "KFP says CANCELING, no pod of it runs" in line
 
 
 def test_a_run_that_stays_is_an_error(kfp, api):

@@ -127,6 +127,11 @@ def test_a_missing_secret_is_said_before_a_pod_waits_for_it(refused, kubernetes)
     assert "no secret roboimi-store" in refused()
 
 
+def test_a_secret_without_a_key_is_said_too(refused, kubernetes):
+    del kubernetes.secrets["roboimi-store"]["secret_key"]
+    assert "Secret roboimi-store in 'kubeflow' lacks secret_key" in refused()
+
+
 @pytest.fixture
 def pushed(bucket, tmp_path):
     """A small dataset in the bucket of a real object store."""
