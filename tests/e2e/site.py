@@ -71,6 +71,7 @@ class Site:
         uri: of the store of these tests.
         store: the same, opened.
         seen: pods of a run that were seen, by name; those that are deleted stay here.
+        remarks: what was seen in a run besides.
     """
 
     client: kfp.Client
@@ -79,6 +80,7 @@ class Site:
     uri: str
     store: Store
     seen: dict[str, dict[str, Pod]] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def from_environment(cls) -> "Site":
@@ -221,11 +223,17 @@ class Site:
             if run.state in ACTIVE:
                 self.client.terminate_run(run.run_id)
 
+    def remark(self, run_id: str, sentence: str) -> None:
+        """Print something that is worth knowing of a run, and keep it for its table."""
+        print(sentence, flush=True)
+        self.remarks.setdefault(run_id, []).append(sentence)
+
     def table(self, run_id: str, title: str) -> str:
         """What ran, as Markdown."""
         run = self.client.get_run(run_id)
         seconds = (run.finished_at - run.created_at).total_seconds()
         lines = [f"### {title}", "", f"run `{run_id}`: {run.state}, {seconds:.0f} s", ""]
+        lines += [*(f"- {remark}" for remark in self.remarks.get(run_id, [])), ""]
         lines += ["| step | pod | ended | s |", "|---|---|---|---|"]
         for pod in sorted(self.look(run_id).values(), key=lambda pod: pod.name):
             took = "" if pod.seconds is None else f"{pod.seconds:.0f}"

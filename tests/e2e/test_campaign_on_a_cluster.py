@@ -115,13 +115,17 @@ def test_a_killed_training_and_a_deleted_pod_cost_one_interval(
         ended = site.wait(run_id)
         attempts = len(site.pods(run_id, "train-policy"))
         if ended != "SUCCEEDED":  # this cluster retries no deleted pod: the user's own retry
-            print(f"the deleted pod was not retried: {ended} after {attempts} pods")
+            site.remark(
+                run_id, f"the deleted pod was not retried by the cluster: {ended} after {attempts} pods of the step"
+            )
             site.pipelines("retry", run_id)
             site.until(lambda: site.state(run_id) in ACTIVE, "the retry")
             assert site.wait(run_id) == "SUCCEEDED"
+            site.remark(run_id, "`retry` went on from the last checkpoint and ended as SUCCEEDED")
         else:
-            print(f"the deleted pod was retried by the cluster: {attempts} pods")
+            site.remark(run_id, f"the deleted pod was retried by the cluster: {attempts} pods of the step")
     record = site.store.read_json(f"{training}/TRAINING.json")
+    site.remark(run_id, f"{len(record['attempts'])} attempts, no step of the curve twice")
     assert len(record["attempts"]) == 3  # the first, the one after the kill, the one after the deletion
     assert site.record(run_id, "projection-96", "train")["status"] == "succeeded"
     steps = [line["step"] for line in metrics(site, training) if line["kind"] == "train"]
@@ -142,6 +146,7 @@ def kill_the_training(site: Site, run_id: str, training: str) -> None:
     reasons = site.record(run_id, "projection-96", "train")["restarts"]
     assert len(reasons) == 1
     assert "SIGKILL" in reasons[0]
+    site.remark(run_id, f"SIGKILL to the training at step {step}: started again in the same pod")
     assert site.record(run_id, "projection-96", "train")["pod"] == pod
 
 
@@ -149,6 +154,7 @@ def delete_its_pod(site: Site, run_id: str, training: str) -> int:
     """Delete the pod; gives the step that was committed by then."""
     step = site.store.read_json(f"{training}/{LATEST}")["step"]
     site.delete(site.record(run_id, "projection-96", "train")["pod"])
+    site.remark(run_id, f"pod deleted, step {step} committed")
     return step
 
 
@@ -207,4 +213,4 @@ def test_validation_and_encoding_come_from_the_cache(site: Site, dataset: str, f
     for arm in ARMS:  # what Kubeflow does not cache is recognised by its key
         assert site.record(run_id, arm, "train")["recognised"] is True
         assert site.record(run_id, arm, "evaluate")["recognised"] is True
-    print(f"the whole campaign again: {time.monotonic() - begin:.0f} s")
+    site.remark(run_id, f"the whole campaign again: {time.monotonic() - begin:.0f} s")
