@@ -92,12 +92,14 @@ source=${source:-unknown}
 secrets=()
 index=$(mktemp)
 trap 'rm -f "$index"' EXIT
-export -p | grep -E '^declare -x (UV_(DEFAULT_INDEX|INDEX|EXTRA_INDEX|FIND_LINKS|HTTP|INSECURE|NATIVE|SYSTEM)|PIP_)' |
+# Those that say where packages come from; others name folders of this machine.
+export -p | grep -E '^declare -x (UV|PIP)_[A-Z_]*(INDEX|HOST|TIMEOUT|RETRIES|PROXY)[A-Z_]*=' |
   sed 's/^declare -x/export/' >"$index" || true
 secrets+=(--secret "id=index,src=$index")
-if [ -n "${SSL_CERT_FILE:-}" ]; then
-  [ -f "$SSL_CERT_FILE" ] || stop "SSL_CERT_FILE=$SSL_CERT_FILE is no file: correct it, or unset it."
-  secrets+=(--secret "id=certificates,src=$SSL_CERT_FILE")
+certificates=${SSL_CERT_FILE:-${PIP_CERT:-}}
+if [ -n "$certificates" ]; then
+  [ -f "$certificates" ] || stop "the certificates $certificates are no file: correct SSL_CERT_FILE, or unset it."
+  secrets+=(--secret "id=certificates,src=$certificates")
 fi
 [ $# -gt 0 ] || set -- cpu gpu
 for target in "$@"; do build "$target"; done
