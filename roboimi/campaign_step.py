@@ -85,10 +85,26 @@ def campaign_step(store: str, job_id: str, step: str, arm: str = CAMPAIGN, **fie
         with _terminated_as_exception():
             opened = open_store(store)
             job = job_id or os.environ.get(JOB_VARIABLE, "")
-            with _encoders_in(opened), launch_record(opened, job, arm, step, **fields) as record:
+            with (
+                _report_of(opened, job, arm),
+                _encoders_in(opened),
+                launch_record(opened, job, arm, step, **fields) as record,
+            ):
                 yield Step(store=opened, record=record)
     except RoboimiError as error:
         fail(error)
+
+
+@contextlib.contextmanager
+def _report_of(store: Store, job_id: str, arm: str) -> Iterator[None]:
+    """Bring the campaign's report up to date at the end of an arm's step, where there is one already: in a retry."""
+    try:
+        yield
+    finally:
+        if arm != CAMPAIGN and store.read_json(f"campaigns/{job_id}/report.json") is not None:
+            from roboimi.reports.refresh import refresh_report
+
+            refresh_report(store, job_id)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ def compare_experiments(
     with campaign_step(store, job_id, "compare") as step:
         from roboimi.reports.campaign_data import collect
         from roboimi.reports.markdown import render_markdown
+        from roboimi.reports.refresh import result_of
         from roboimi.reports.report import write_report
         from roboimi.reports.summary import metrics as figures
 
@@ -42,5 +43,4 @@ def compare_experiments(
         Path(summary.path).write_text(render_markdown(campaign))
         for name, value in figures(campaign).items():
             metrics.log_metric(name, value)
-        finished = len(campaign.arms) - len(campaign.missing)
-        step.record["result"] = f"{finished} of {len(campaign.arms)} arms have a result"
+        step.record["result"] = result_of(campaign)

@@ -87,9 +87,12 @@ def test_the_report_and_the_records_are_in_the_store(site: Site, finished: str):
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
-def test_metrics_are_in_the_run(site: Site, finished: str):
-    tasks = site.client.get_run(finished).run_details.task_details
-    assert {"train-policy", "compare-experiments"} <= {task.display_name for task in tasks}
+def test_metrics_are_in_the_store_and_every_task_has_a_readable_name(site: Site, finished: str):
+    for arm in ARMS:
+        lines = metrics(site, site.record(finished, arm, "train")["training"])
+        assert [line["step"] for line in lines if line["kind"] == "train"] == [50, 100, 150, 200]
+    tasks = {task.display_name for task in site.client.get_run(finished).run_details.task_details}
+    assert {"train-policy", "compare-experiments"} <= tasks
 
 
 def test_status_tells_of_every_step(site: Site, finished: str):
@@ -128,6 +131,8 @@ def test_a_killed_training_and_a_deleted_pod_cost_one_interval(
     site.remark(run_id, f"{len(record['attempts'])} attempts, no step of the curve twice")
     assert len(record["attempts"]) == 3  # the first, the one after the kill, the one after the deletion
     assert site.record(run_id, "projection-96", "train")["status"] == "succeeded"
+    (arm,) = site.store.read_json(f"campaigns/{run_id}/report.json")["arms"]
+    assert not arm["missing"]  # the report of the first attempt said that it had none
     steps = [line["step"] for line in metrics(site, training) if line["kind"] == "train"]
     assert steps == sorted(set(steps))
     assert steps[-1] == 2000
