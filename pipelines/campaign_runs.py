@@ -120,12 +120,13 @@ def campaign_runs(api: KfpApi, experiment_id: str | None = None) -> Iterator[Cam
             yield found
 
 
-def find_run(api: KfpApi, text: str) -> CampaignRun:
+def find_run(api: KfpApi, text: str, experiment: str | None = None) -> CampaignRun:
     """The run that is meant.
 
     Args:
         api: the server.
         text: a run's id, a beginning of one, its name, or `latest`.
+        experiment: in which it is looked for by anything but its whole id; None: in all.
 
     Raises:
         ConfigError: there is none, or several.
@@ -138,7 +139,7 @@ def find_run(api: KfpApi, text: str) -> CampaignRun:
                 f"There is no run {text} on {api.connection.host}: `status` lists what there is."
             ) from error
     found: list[CampaignRun] = []
-    for number, run in enumerate(campaign_runs(api)):
+    for number, run in enumerate(campaign_runs(api, experiment_id_of(api, experiment))):
         if text in (LATEST, run.name):
             return CampaignRun.of(api.run(run.id))
         if run.id.startswith(text):
@@ -147,10 +148,24 @@ def find_run(api: KfpApi, text: str) -> CampaignRun:
             break
     if len(found) == 1:
         return CampaignRun.of(api.run(found[0].id))
+    where = f"{api.connection.host}{f' in experiment {experiment!r}' if experiment else ''}"
     if found:
         several = ", ".join(run.id for run in found[:3])
         raise ConfigError(f"{text!r} begins the ids of {len(found)} runs ({several}): give more of it.")
-    raise ConfigError(f"There is no campaign {text!r} on {api.connection.host}: `status` lists them.")
+    raise ConfigError(f"There is no campaign {text!r} on {where}: `status` lists them.")
+
+
+def experiment_id_of(api: KfpApi, name: str | None) -> str | None:
+    """The id of an experiment that has to be there; None: none was named.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name is None:
+        return None
+    if (found := api.experiment_id(name)) is None:
+        raise ConfigError(f"There is no experiment {name!r} on {api.connection.host}: correct --experiment.")
+    return found
 
 
 def duration(seconds: float) -> str:

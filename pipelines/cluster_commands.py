@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
-from pipelines.campaign_runs import CampaignRun, campaign_runs, find_run
+from pipelines.campaign_runs import LATEST, CampaignRun, campaign_runs, experiment_id_of, find_run
 from pipelines.cluster_status import StatusReader
 from pipelines.kfp_api import KfpApi
 from pipelines.kfp_connection import HOST_VARIABLES, NAMESPACE_VARIABLE, TOKEN_FILE_VARIABLE, Connection, find_host
@@ -134,12 +134,11 @@ def status(options: argparse.Namespace) -> int:
     """`status`: the campaigns, or the steps of one."""
     session = Session(options).enter()
     if options.run is None:
-        lines = [
-            CampaignLine(run, _arms_done(session, run)) for run in islice(campaign_runs(session.api), options.limit)
-        ]
+        runs = campaign_runs(session.api, experiment_id_of(session.api, options.experiment))
+        lines = [CampaignLine(run, _arms_done(session, run)) for run in islice(runs, options.limit)]
         _print_list(session, lines, as_json=options.json)
         return 0
-    run = find_run(session.api, options.run)
+    run = find_run(session.api, options.run, options.experiment)
     reader, page = session.reader(run), session.connection.run_page(run.id)
     if options.json:
         print(run_json(reader.read(run), page))
@@ -159,7 +158,7 @@ def status(options: argparse.Namespace) -> int:
 def retry(options: argparse.Namespace) -> int:
     """`retry`: KFP's own retry of a run."""
     session = Session(options).enter()
-    run = find_run(session.api, options.run)
+    run = find_run(session.api, options.run, options.experiment)
     seen = session.reader(run).read(run)
     check_retry(seen, force=options.force)
     failed = failed_steps(seen)
@@ -173,8 +172,10 @@ def retry(options: argparse.Namespace) -> int:
 
 def stop(options: argparse.Namespace) -> int:
     """`stop`: end a run, its pods too."""
+    if options.run == LATEST and options.experiment is None:
+        raise ConfigError("The latest run may be somebody else's: give --experiment, or the run's id.")
     session = Session(options).enter()
-    run = find_run(session.api, options.run)
+    run = find_run(session.api, options.run, options.experiment)
     if not run.active:
         session.say(f"over     {run.name} has ended already: {run.state}")
         return 0

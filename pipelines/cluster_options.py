@@ -139,6 +139,9 @@ def _parser(commands: Commands, name: str, text: str, description: str) -> argpa
 
 
 def _add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument(
+        "--experiment", metavar="NAME", help="in which runs are looked for (default: in all, others' too)"
+    )
     parser.add_argument("run", metavar="RUN", nargs=nargs, help="a run's id, a beginning of it, its name, or latest")
 
 

@@ -89,7 +89,8 @@ class _Ending:
             self._unstarted_since = _since(self._unstarted_since, bool(waiting) and len(waiting) == len(pods))
             if self._long(self._unstarted_since):
                 self._delete(waiting)
-                self._unstarted_since = None
+                # Argo may make it again a few times before it believes it.
+                self._unstarted_since, self._patience_s = None, self._patience_s / 6
             if time.monotonic() > deadline:
                 names = ", ".join(pod["metadata"]["name"] for pod in pods[:3])
                 what = f"the pods {names} still run" if pods else f"KFP says {state.state}"

@@ -45,6 +45,17 @@ def test_a_run_is_found_by_its_id_a_beginning_its_name_or_as_the_latest(kfp, api
     assert find_run(api, newer).arms == ["a"]
 
 
+def test_the_latest_of_an_experiment_is_nobody_elses(kfp, api):
+    mine = kfp.add_run("mine", "RUNNING", PARAMETERS, experiment="me")
+    theirs = kfp.add_run("theirs", "RUNNING", PARAMETERS, experiment="them")
+    assert find_run(api, "latest").id == theirs
+    assert find_run(api, "latest", "me").id == mine
+    with pytest.raises(ConfigError, match="in experiment 'me'"):
+        find_run(api, theirs[:8], "me")
+    with pytest.raises(ConfigError, match="correct --experiment"):
+        find_run(api, "latest", "nobody")
+
+
 def test_what_is_ambiguous_or_unknown_is_said(kfp, api):
     for _ in range(17):  # two of them begin with the same of sixteen digits
         kfp.add_run("again", "RUNNING", PARAMETERS)

@@ -110,7 +110,10 @@ def test_a_run_that_ended_by_itself_is_no_error(kfp, api):
 def test_the_command_says_what_becomes_of_the_training(kfp, kubernetes, capsys):
     key = kfp.add_run(OLDER, "RUNNING", PARAMETERS)
     kfp.looks_until_over = 0
-    assert main(["stop", "latest"]) == 0
+    assert main(["stop", "latest"])
+    assert "may be somebody else's" in capsys.readouterr().err
+    assert kfp.runs[key]["state"] == "RUNNING"
+    assert main(["stop", "latest", "--experiment", "roboimi"]) == 0
     assert "goes on from its last commit" in capsys.readouterr().out
     assert kfp.runs[key]["state"] == "FAILED"
     assert main(["stop", key]) == 0
