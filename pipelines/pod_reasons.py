@@ -221,5 +221,5 @@ def _event_time(event: Object) -> str:
 
 def _line(document: Object) -> str:
     """Kubernetes' words as a part of one sentence."""
-    text = " ".join(str(document.get("message") or document.get("reason") or "").split())[:400]
+    text = " ".join(str(document.get("message") or document.get("reason") or "").split())[:240]
     return text.rstrip(". ").replace(". ", "; ")
