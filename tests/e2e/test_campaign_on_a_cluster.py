@@ -118,9 +118,10 @@ def test_a_killed_training_and_a_deleted_pod_cost_one_interval(
         ended = site.wait(run_id)
         attempts = len(site.pods(run_id, "train-policy"))
         if ended != "SUCCEEDED":  # this cluster retries no deleted pod: the user's own retry
-            site.remark(
-                run_id, f"the deleted pod was not retried by the cluster: {ended} after {attempts} pods of the step"
-            )
+            site.remark(run_id, f"the deleted pod was not retried by the cluster: {ended} after {attempts} pods")
+            status = json.loads(site.pipelines("status", run_id, "--json").stdout)
+            (train,) = [step for step in status["steps"] if step["step"] == "train"]
+            site.remark(run_id, f"`status` said {train['failure_class']}: {train['reason']}")
             site.pipelines("retry", run_id)
             site.until(lambda: site.state(run_id) in ACTIVE, "the retry")
             assert site.wait(run_id) == "SUCCEEDED"
