@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Site:
         namespace: of the pods.
         uri: of the store of these tests.
         store: the same, opened.
-        seen: pods of a run that were seen, by name; those that are deleted stay here.
+        seen: pods of a run that were seen, by uid; a retried step's pod may have the name of the one before.
         remarks: what was seen in a run besides.
     """
 
@@ -151,14 +151,13 @@ class Site:
     # --- pods ---
 
     def look(self, run_id: str) -> dict[str, Pod]:
-        """The pods of the run's steps that were ever seen, by name."""
+        """The pods of the run's steps that were ever seen, by uid."""
         selector = f"{PODS_OF_CAMPAIGNS},pipeline/runid={run_id}"
         found = self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
         seen = self.seen.setdefault(run_id, {})
-        seen |= {pod.metadata.name: _pod(pod) for pod in found}
-        here = {pod.metadata.name for pod in found}
-        for name in seen.keys() - here:
-            seen[name] = Pod(seen[name].step, name, "Deleted", seen[name].ended, seen[name].seconds)
+        here = {pod.metadata.uid: _pod(pod) for pod in found}
+        gone = {uid: replace(pod, phase="Deleted") for uid, pod in seen.items() if uid not in here}
+        seen |= here | gone
         return seen
 
     def pods(self, run_id: str, step: str) -> list[Pod]:
