@@ -35,6 +35,10 @@ STEPS_OF_TRIAL = {
 LONG = ("--only", "projection-96", "--steps", "2000", "--set", "train.checkpoint_interval_s=2", "--eval-episodes", "2")
 """One arm whose training lasts long enough to be killed in."""
 
+ARGO_RETRY = CHECKOUT / "manifests/overlays/argo-retry/workflow-defaults.yaml"
+OVERLAY = yaml.safe_load(yaml.safe_load(ARGO_RETRY.read_text())["data"]["workflowDefaults"])
+"""What the overlay makes of the workflow controller's defaults."""
+
 
 @pytest.fixture(scope="module")
 def finished(site: Site, dataset: str) -> str:
@@ -103,7 +107,11 @@ def test_status_tells_of_every_step(site: Site, finished: str):
         assert arm in text
 
 
-@pytest.mark.parametrize(("seed", "defaults"), [(11, None), (12, STOCK_RETRY)], ids=["argo's own retries", "stock"])
+@pytest.mark.parametrize(
+    ("seed", "defaults"),
+    [(11, None), (12, STOCK_RETRY), (13, OVERLAY)],
+    ids=["argo's own retries", "stock", "argo-retry overlay"],
+)
 def test_a_killed_training_and_a_deleted_pod_cost_one_interval(
     site: Site, dataset: str, tables: list[str], seed: int, defaults: dict
 ):
@@ -117,6 +125,9 @@ def test_a_killed_training_and_a_deleted_pod_cost_one_interval(
         before = delete_its_pod(site, run_id, training)
         ended = site.wait(run_id)
         attempts = len(site.pods(run_id, "train-policy"))
+        if defaults is OVERLAY:
+            assert (ended, attempts) == ("SUCCEEDED", 2)
+            assert interrupted(site, training)  # it was told beforehand, and committed
         if ended != "SUCCEEDED":  # this cluster retries no deleted pod: the user's own retry
             site.remark(run_id, f"the deleted pod was not retried by the cluster: {ended} after {attempts} pods")
             status = json.loads(site.pipelines("status", run_id, "--json").stdout)
@@ -162,6 +173,12 @@ def delete_its_pod(site: Site, run_id: str, training: str) -> int:
     site.delete(site.record(run_id, "projection-96", "train")["pod"])
     site.remark(run_id, f"pod deleted, step {step} committed")
     return step
+
+
+def interrupted(site: Site, training: str) -> bool:
+    """Whether an attempt ended by a signal that it had time to answer."""
+    failure = site.store.read_json(f"{training}/FAILURE.json")
+    return failure is not None and failure["failure_class"] == "interrupted"
 
 
 def metrics(site: Site, training: str) -> list[dict]:
