@@ -17,7 +17,7 @@ from pipelines.cluster_status import CampaignStatus, StepStatus
 
 PLAIN_WIDTH = 220
 """Where there is no terminal to ask, rich would fold everything to 80 columns."""
-WIDE = 200
+WIDE = 300
 
 COLOURS = {
     "done": "green",
@@ -66,7 +66,7 @@ def run_table(status: CampaignStatus, page: str, width: int = PLAIN_WIDTH) -> Re
     Args:
         status: how it stands.
         page: URL of the run.
-        width: of the console; a narrow one has no room for what the names of all pods begin with.
+        width: of the console; most have no room for what the names of all pods begin with.
     """
     run = status.run
     common = _common_beginning([step.pod for step in status.steps]) if width < WIDE else ""
@@ -94,7 +94,10 @@ def run_table(status: CampaignStatus, page: str, width: int = PLAIN_WIDTH) -> Re
         title: cell for title, cell in columns.items() if title in always or any(cell(step) for step in status.steps)
     }
     for title in shown:
-        table.add_column(title, no_wrap=title in always, overflow="fold")
+        if title == "last metric":
+            table.add_column(title, no_wrap=True, overflow="ellipsis", max_width=60)
+        else:
+            table.add_column(title, no_wrap=title in always, overflow="fold")
     for step in status.steps:
         table.add_row(*(cell(step) for cell in shown.values()))
     below = [Text(reason_line(step), style=COLOURS.get(step.state, "")) for step in status.steps if step.reason]

@@ -6,7 +6,9 @@ KFP compiles a task `train-policy` inside a loop to nodes whose names tell the p
     ....train-policy-driver                           KFP's own pod, which resolves the step's inputs
     ....train-policy.executor, or .executor(0), .executor(1) with retries     the pods that run our code
 
-A step whose outputs came from KFP's cache has no executor that ran.
+Where the cluster's defaults retry every template, as those of a stock KFP do, each part has attempts of its own:
+`.iteration-iterations(1:1)(0).iteration-item(0).train-policy(0).executor(0)`, beside nodes without the last `(0)` that
+stand for all attempts. A step whose outputs came from KFP's cache has no executor that ran.
 """
 
 import re
@@ -18,7 +20,7 @@ from pipelines.profiles import STEPS
 
 Object = dict[str, Any]
 
-_ITERATION = re.compile(r"\((\d+):[^)]*\)$")
+_ITERATION = re.compile(r"\((\d+):[^)]*\)")
 _ATTEMPT = re.compile(r"\(\d+\)$")
 _NUMBER = re.compile(r"-\d+$")
 _OVER = frozenset({"Succeeded", "Failed", "Error", "Skipped", "Omitted"})
@@ -64,7 +66,8 @@ def step_nodes(nodes: Sequence[Object]) -> list[StepNodes]:
     """
     found: dict[tuple[str, tuple[int, ...]], StepNodes] = {}
     executors: dict[tuple[str, tuple[int, ...]], list[Object]] = {}
-    for node in sorted(nodes, key=lambda node: node.get("startedAt") or ""):
+    # What stands for all attempts comes after them, and counts.
+    for node in sorted(nodes, key=lambda node: (_is_attempt(node), node.get("startedAt") or "")):
         place = _place(node.get("name", ""))
         if place is None:
             continue
@@ -77,8 +80,8 @@ def step_nodes(nodes: Sequence[Object]) -> list[StepNodes]:
         else:
             executors.setdefault((step, indices), []).append(node)
         if node.get("message"):
-            # Later and deeper nodes come later, and say more.
-            entry.messages.insert(0, node["message"])
+            # A pod's own message says more than that of what gave up after it; the last one counts.
+            entry.messages.insert(0 if node.get("type") == "Pod" else len(entry.messages), node["message"])
     for place, entry in found.items():
         _attempts(entry, executors.get(place, []))
     return list(found.values())
@@ -92,6 +95,11 @@ def _attempts(entry: StepNodes, executors: Iterable[Object]) -> None:
         entry.started = node.get("startedAt") or entry.started
     if entry.driver in {"Failed", "Error"} and not entry.over:
         entry.phase = entry.driver
+
+
+def _is_attempt(node: Object) -> bool:
+    """False for one of several attempts, so that it sorts first."""
+    return _ATTEMPT.search(node.get("name", "")) is None
 
 
 def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:

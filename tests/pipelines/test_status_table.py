@@ -23,7 +23,7 @@ def shown(steps, width, notes=()):
 
 def test_pods_are_called_by_what_differs_where_there_is_no_room():
     steps = [StepStatus(step="train", arm=f"arm-{pod[-4:]}", state="running", pod=pod) for pod in PODS]
-    narrow, wide = shown(steps, 80), shown(steps, 220)
+    narrow, wide = shown(steps, 80), shown(steps, 300)
     assert "pods roboimi-campaign-x7k2p-system-container-impl…" in narrow
     assert "…-1234" in narrow
     assert all(pod in wide for pod in PODS)

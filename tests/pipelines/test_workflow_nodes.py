@@ -46,6 +46,30 @@ def test_the_last_attempt_counts(cluster):
     assert len(node.attempts) == 2
 
 
+def test_defaults_that_retry_every_template_give_each_part_attempts(cluster):
+    """As seen with `templateDefaults.retryStrategy` on Argo 3.6."""
+    arm = f"{NAME}(0).root(0).exit-handler-1(0).for-loop-3(0).iteration-iterations(1:1)(0).iteration-item(0)"
+    shard = f"{arm}.for-loop-4(0).iteration-iterations(0:0)(0).iteration-item(0).evaluate-shard"
+    cluster.node(f"{arm}.train-policy", "Running", "Retry")
+    cluster.node(f"{arm}.train-policy(0)", "Failed", message="OOMKilled (exit code 137)")
+    cluster.node(f"{arm}.train-policy(0).executor", "Failed", "Retry", message="No more retries left")
+    cluster.node(f"{arm}.train-policy(0).executor(0)", "Failed", "Pod", message="OOMKilled (exit code 137)")
+    cluster.node(f"{arm}.train-policy(1)", "Running")
+    cluster.node(f"{arm}.train-policy(1).executor", "Running", "Retry")
+    last = cluster.node(f"{arm}.train-policy(1).executor(0)", "Running", "Pod")
+    cluster.node(f"{shard}-driver", "Succeeded", "Retry")
+    cluster.node(f"{shard}-driver(0)", "Succeeded", "Pod")
+    cluster.node(shard, "Succeeded", "Retry")
+    cluster.node(f"{shard}(0)", "Succeeded")
+    cluster.node(f"{shard}(0).executor", "Skipped", "Skipped", message="when 'true != true' evaluated false")
+    nodes = found(cluster)
+    assert set(nodes) == {("train_policy", (1,)), ("evaluate_shard", (1, 0))}
+    train = nodes["train_policy", (1,)]
+    assert (train.phase, train.attempts[-1], len(train.attempts)) == ("Running", last["id"], 2)
+    assert train.messages[0] == "OOMKilled (exit code 137)"
+    assert nodes["evaluate_shard", (1, 0)].cached
+
+
 def test_a_step_from_the_cache_ran_nothing(cluster):
     cluster.step(step_path("validate-dataset"), "Succeeded", cached=True)
     assert found(cluster)["validate_dataset", ()].cached
