@@ -1,13 +1,16 @@
 """The command line of campaigns: `python -m pipelines run`, `python -m pipelines compile`."""
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pipelines.cluster_options import CLUSTER_COMMANDS
-from pipelines.local_request import RUNNERS, SUBPROCESS
+from pipelines.cluster.options import CLUSTER_COMMANDS
+from pipelines.local.request import RUNNERS, SUBPROCESS
 from pipelines.options import add_campaign, add_dataset, add_images, positive, profiles
 from pipelines.profiles import load_profile, profile_names
 from roboimi.command_line import run_command
@@ -28,7 +31,12 @@ recognised by their content.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what is wrong is printed as one sentence, and the exit code says which kind it is."""
-    return run_command(build_parser(), arguments)
+    try:
+        return run_command(build_parser(), arguments)
+    except BrokenPipeError:
+        # Whoever reads our output has seen enough; Python must not complain at its end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,13 +105,13 @@ def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _on_cluster(name: str, options: argparse.Namespace) -> int:
-    from pipelines import cluster_commands
+    from pipelines.cluster import commands as cluster_commands
 
     return getattr(cluster_commands, name)(options)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipelines.local_campaign import LocalOptions, run_campaign
+    from pipelines.local.campaign import LocalOptions, run_campaign
 
     named = {field: getattr(options, field) for field in LocalOptions.__dataclass_fields__}
     return run_campaign(LocalOptions(**named))

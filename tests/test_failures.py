@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import roboimi
-from pipelines import campaign_runs, checks, docker_engine, kfp_connection
+from pipelines import checks
+from pipelines.cluster import campaign_runs, kfp_connection
+from pipelines.local import docker_engine
 from roboimi import errors
 from roboimi.vla import preflight
 

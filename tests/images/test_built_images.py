@@ -11,7 +11,7 @@ import docker
 import pytest
 
 from components.images import CPU_IMAGE, GPU_IMAGE
-from pipelines.docker_engine import EngineError, connect
+from pipelines.local.docker_engine import EngineError, connect
 
 RESTRICTED = {
     "user": "54321:0",

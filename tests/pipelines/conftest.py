@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.simulated_kfp import SimulatedKfp
-from tests.pipelines.simulated_kubernetes import SimulatedKubernetes
+from tests.pipelines.cluster.simulated_kfp import SimulatedKfp
+from tests.pipelines.cluster.simulated_kubernetes import SimulatedKubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
 

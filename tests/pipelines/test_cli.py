@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.arguments import TAKE_OVER, campaign_arguments, choose_arms, shared_overrides
 from pipelines.cli import build_parser, main
-from pipelines.local_campaign import LocalOptions
+from pipelines.local.campaign import LocalOptions
 from pipelines.profiles import load_profile
 from roboimi.errors import ConfigError
 
