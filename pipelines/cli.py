@@ -32,7 +32,9 @@ recognised by their content.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what is wrong is printed as one sentence, and the exit code says which kind it is."""
     try:
-        return run_command(build_parser(), arguments)
+        code = run_command(build_parser(), arguments)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # Whoever reads our output has seen enough; Python must not complain at its end either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

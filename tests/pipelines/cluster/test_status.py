@@ -1,6 +1,9 @@
 """Protects what `status` says: every step of every arm, from whatever could be looked at, and what could not be."""
 
 import json
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -214,6 +217,24 @@ def test_the_command_shows_one_campaign_as_a_table_and_as_json(kfp, kubernetes, 
     assert document["page"] == f"{kfp.url}/#/runs/details/{run_id}"
     (train,) = [step for step in document["steps"] if (step["step"], step["arm"]) == ("train", "wide")]
     assert (train["failure_class"], train["retryable"]) == ("non-finite", False)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(kfp, run_id, tmp_path):
+    """As in `status --json | head -1`."""
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines",
+        "status",
+        run_id,
+        "--json",
+        "--no-kubernetes",
+        "--store",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (128 + signal.SIGPIPE, "")
 
 
 def test_a_campaign_submitted_from_the_page_has_its_parameters_only_in_part(kfp, kubernetes, capsys):
