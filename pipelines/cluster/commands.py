@@ -170,6 +170,8 @@ def retry(options: argparse.Namespace) -> int:
     failed = failed_steps(seen)
     retry_run(session.api, run)
     session.say(f"retry    {', '.join(step.name for step in failed) or 'what failed'} of {run.name}")
+    # KFP runs the exit task, which has succeeded, no second time.
+    session.say("report   is written again in the store as arms end; the one that KFP shows stays as it is")
     for note in seen.notes:
         session.say(f"note     {note}")
     session.say(f"watch    {session.command('status', run)}")
