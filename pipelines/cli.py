@@ -100,7 +100,12 @@ def _add_compile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Compile the campaign to a file that Kubeflow Pipelines takes.",
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, default=Path("campaign.yaml"), help="where to")
-    parser.add_argument("--profile", choices=profile_names(), default="cluster", help="default: cluster")
+    parser.add_argument(
+        "--profile",
+        metavar="NAME|FILE.yaml",
+        default="cluster",
+        help=f"{', '.join(profile_names())}, or a file of yours",
+    )
     parser.add_argument("--arms", metavar="FILE.yaml", help="arms that the parameter 'experiments' holds by default")
     add_images(parser)
     parser.set_defaults(command=_compile)

@@ -125,3 +125,14 @@ def test_a_compiled_campaign_says_where_it_is_and_what_it_trains(tmp_path, capsy
 def test_a_compiled_campaign_goes_into_a_yaml_file(tmp_path, capsys):
     assert main(["compile", "-o", str(tmp_path / "campaign.txt")]) == 2
     assert "must be called something.yaml" in capsys.readouterr().err
+
+
+def test_a_profile_of_a_site_is_compiled(run_pipelines, tmp_path):
+    site = tmp_path / "lab.yaml"
+    site.write_text("base: cluster\nname: lab\ncluster: {queue: robots}\n")
+    done = run_pipelines("compile", "--profile", str(site), "-o", str(tmp_path / "campaign.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "robots" in (tmp_path / "campaign.yaml").read_text()
+    missing = run_pipelines("compile", "--profile", str(tmp_path / "no.yaml"), "-o", str(tmp_path / "c.yaml"))
+    assert missing.returncode == 2
+    assert "cannot be read" in missing.stderr
