@@ -37,8 +37,8 @@ def api_failure(connection: Connection, namespace: str | None, what: str, error:
                 f"{connection.token_file or connection.token_variable}."
             )
         return ServerRefusedError(
-            f"KFP at {host} wants a token: put one into the environment variable {connection.token_variable}, or name "
-            "a file that holds one by --token-file."
+            f"KFP at {host} wants a token: put one into the environment variable {connection.token_variable}, name a "
+            "file that holds one by --token-file, or correct --host."
         )
     if error.status == 403:
         where = f" in namespace {namespace!r}" if namespace else ""

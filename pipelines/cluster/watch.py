@@ -115,5 +115,5 @@ def _line(step: StepStatus, record: dict | None) -> str:
     if record is not None and record["status"] != "running" and step.state in {"done", "failed"}:
         return finished_line(record)
     mark = "[green]done  [/green]" if step.state == "done" else f"[red]{step.state:<6}[/red]"
-    parts = [step.reason, "" if step.seconds is None else duration(step.seconds)]
+    parts = [step.reason.rstrip("."), "" if step.seconds is None else duration(step.seconds)]
     return f"{mark} {escape(step.name):<28} {escape(', '.join(part for part in parts if part))}"

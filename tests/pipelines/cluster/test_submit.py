@@ -1,7 +1,9 @@
 """Protects submitting: all is checked before anything is made, versions are reused, the run holds what it was given."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 
@@ -130,6 +132,23 @@ def test_a_missing_secret_is_said_before_a_pod_waits_for_it(refused, kubernetes)
 def test_a_secret_without_a_key_is_said_too(refused, kubernetes):
     del kubernetes.secrets["roboimi-store"]["secret_key"]
     assert "Secret roboimi-store in 'kubeflow' lacks secret_key" in refused()
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(kfp, kubernetes, capsys, monkeypatch):
+    answer = kfp.answer
+
+    def interrupt(method, path, query, body):
+        if method == "GET" and path.rpartition("/")[2] in kfp.runs:
+            os.kill(os.getpid(), signal.SIGINT)  # while the command waits for this answer
+        return answer(method, path, query, body)
+
+    monkeypatch.setattr(kfp, "answer", interrupt)
+    assert main([*SUBMIT, "--watch"]) == 130
+    (run,) = kfp.runs.values()
+    assert run["state"] == "PENDING"
+    assert f"the run goes on without being watched: python -m pipelines status {run['run_id'][:8]}" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.fixture
