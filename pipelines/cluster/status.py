@@ -5,6 +5,7 @@ launch records in the store what a step did and why it failed, the workflow in K
 arm, and pods and events why one does not run. What could not be looked at is told beside what was seen.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -119,7 +120,9 @@ class StatusReader:
         records = self._records(run, notes)
         seen = self._look(run, notes)
         by_place = {(record["arm"], record["step"]): record for record in records}
-        steps = [self._step(run, wanted, by_place, seen) for wanted in expected_steps(run.parameters)]
+        expected = expected_steps(run.parameters)
+        told = {} if seen.nodes else _told_by_kfp(run, expected)
+        steps = [self._step(run, wanted, by_place, seen, told.get(wanted.task)) for wanted in expected]
         return CampaignStatus(run, steps, records, notes)
 
     def _records(self, run: CampaignRun, notes: list[str]) -> list[Record]:
@@ -155,12 +158,17 @@ class StatusReader:
         return [f"Kubernetes has nothing of this run in namespace {namespace!r}: not yet, no longer, or not there"]
 
     def _step(
-        self, run: CampaignRun, wanted: ExpectedStep, records: Mapping[tuple[str, str], Record], seen: _Seen
+        self,
+        run: CampaignRun,
+        wanted: ExpectedStep,
+        records: Mapping[tuple[str, str], Record],
+        seen: _Seen,
+        told: str | None,
     ) -> StepStatus:
         record = records.get((wanted.arm, wanted.step))
         nodes = seen.nodes.get((wanted.task, wanted.indices))
         pod = seen.pods.get(nodes.attempts[-1]) if nodes and nodes.attempts else None
-        state = _state(run, wanted, nodes, pod, record)
+        state = _state(run, nodes, pod, record, told)
         status = StepStatus(step=wanted.step, arm="" if wanted.arm == CAMPAIGN else wanted.arm, state=state)
         if pod is not None and record is not None and record.get("pod") not in (None, pod["metadata"]["name"]):
             record = None  # An earlier attempt's; the pod that runs now has not written its own yet.
@@ -214,7 +222,7 @@ class StatusReader:
 
 
 def _state(
-    run: CampaignRun, wanted: ExpectedStep, nodes: StepNodes | None, pod: Object | None, record: Record | None
+    run: CampaignRun, nodes: StepNodes | None, pod: Object | None, record: Record | None, told: str | None
 ) -> str:
     if nodes is not None:
         if nodes.cached:
@@ -228,18 +236,24 @@ def _state(
         return "pending" if waits or refused else "running"
     if record is not None and record["status"] != "running":
         return "done" if record["status"] == "succeeded" else "failed"
-    if (told := _kfp_state(run, wanted)) is not None:
+    if told is not None:
         return told
     if record is not None:
         return "running" if run.active else "stopped" if run.state == "CANCELED" else "failed"
     return "waiting" if run.active else "not run"
 
 
-def _kfp_state(run: CampaignRun, wanted: ExpectedStep) -> str | None:
-    """KFP lists its tasks without the loop that they are in: its word counts where all tasks of the step agree."""
-    name = wanted.task.replace("_", "-")
-    states = {state for task, state in run.tasks if task == name}
-    return KFP_STATES.get(states.pop()) if len(states) == 1 else None
+def _told_by_kfp(run: CampaignRun, expected: Sequence[ExpectedStep]) -> dict[str, str]:
+    """The state of each kind of step, by KFP's word alone.
+
+    KFP lists its tasks without the loop they are in, so its word counts where it lists all of a kind, in one state.
+    """
+    told = {}
+    for task, count in Counter(wanted.task for wanted in expected).items():
+        states = [state for name, state in run.tasks if name == task.replace("_", "-")]
+        if len(states) == count and len(set(states)) == 1 and states[0] in KFP_STATES:
+            told[task] = KFP_STATES[states[0]]
+    return told
 
 
 def _fill_places(status: StepStatus, record: Record | None, pod: Object | None, nodes: StepNodes | None) -> None:

@@ -164,6 +164,19 @@ def test_without_kubernetes_kfp_and_the_records_tell(read, kfp, store, run_id):
     assert steps["train narrow"].state == "waiting"
     assert steps["evaluate wide"].state == "pending"
     assert status.notes == ["pods are not looked at: --no-kubernetes was given"]
+    # All that there were of a kind succeeded, but not all have been: those of an arm that died never will.
+    kfp.runs[run_id]["run_details"]["task_details"] = [{"display_name": "evaluate-shard", "state": "SUCCEEDED"}] * 2
+    assert read(look=False)[0]["evaluate-1-of-2 narrow"].state == "waiting"
+
+
+def test_steps_that_never_came_are_not_taken_for_those_of_another_arm(read, kfp, cluster, run_id):
+    kfp.runs[run_id]["state"] = "FAILED"
+    kfp.runs[run_id]["run_details"] = {"task_details": [{"display_name": "evaluate-shard", "state": "SUCCEEDED"}] * 4}
+    for shard in (0, 1):
+        cluster.step(step_path("evaluate-shard", 0, shard), "Succeeded")
+        cluster.pod(step_path("evaluate-shard", 0, shard), "Succeeded")
+    steps, _ = read()
+    assert [steps[f"evaluate-1-of-2 {arm}"].state for arm in ("wide", "narrow")] == ["done", "not run"]
 
 
 def test_what_cannot_be_looked_at_is_told(read, cluster, kubernetes):
