@@ -352,3 +352,19 @@ def test_profiles_are_not_changed_by_compiling(tmp_path):
     before = copy.deepcopy(profile)
     compile_campaign(profile, tmp_path / "campaign.yaml")
     assert profile == before
+
+
+def test_the_trial_is_the_same_pipeline_in_small(cluster, tmp_path):
+    path = compile_campaign(load_profile("trial"), tmp_path / "trial.yaml")
+    trial, platform = yaml.safe_load_all(path.read_text())
+    assert {name: task.get("dependentTasks") for name, task in all_tasks(trial).items()} == {
+        name: task.get("dependentTasks") for name, task in all_tasks(cluster[0]).items()
+    }
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name, pod in pods.items():
+        there = {key for key in pod if key != "activeDeadlineSeconds"}
+        assert there == {key for key in cluster[1][name] if key != "activeDeadlineSeconds"}
+        assert pod["secretAsEnv"] == cluster[1][name]["secretAsEnv"]
+    defaults = trial["root"]["inputDefinitions"]["parameters"]
+    assert defaults["require_gpu"]["defaultValue"] is False
+    assert cluster[0]["root"]["inputDefinitions"]["parameters"]["require_gpu"]["defaultValue"] is True
