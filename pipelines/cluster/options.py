@@ -22,7 +22,7 @@ NO_ARGUMENT = "A token is never an argument: arguments show in `ps`."
 def add_submit(commands: Commands) -> argparse.ArgumentParser:
     """`submit`."""
     parser = _parser(
-        commands, "submit", "start a campaign on a Kubeflow Pipelines server", "Everything is checked first."
+        commands, "submit", "start a campaign on a Kubeflow Pipelines server", "All is checked before anything is made."
     )
     add_dataset(parser, "s3://BUCKET/NAME@sha256:DIGEST", "what `roboimi dataset push` printed")
     add_campaign(parser)
@@ -92,7 +92,7 @@ def add_retry(commands: Commands) -> argparse.ArgumentParser:
 def add_stop(commands: Commands) -> argparse.ArgumentParser:
     """`stop`."""
     text = (
-        "End a run and wait until its pods are gone. What its trainings committed stays, and the next campaign uses it."
+        "Waits until its pods are gone. What its trainings committed stays, and the next campaign goes on from there."
     )
     parser = _parser(commands, "stop", "end a run", text)
     _add_run(parser)

@@ -35,6 +35,25 @@ def test_the_help_names_every_option_in_its_group(capsys):
         assert option in text
 
 
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("submit", ["--dataset", "--supersede", "--watch", "--retries", "--allow-dirty", "--no-store-check", "--ca"]),
+        ("status", ["--json", "--once", "--interval", "--experiment", "--no-kubernetes"]),
+        ("retry", ["--force"]),
+        ("stop", ["--limit"]),
+    ],
+)
+def test_the_commands_of_a_cluster_say_how_it_is_reached_and_take_no_token(capsys, command, options):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    for option in ("--host", "--namespace", "--token-file", "--token-env", *options):
+        assert option in text
+    assert "--token " not in text
+    assert "arguments show in `ps`" in text
+
+
 def test_the_default_campaign():
     assert [arm.name for arm in choose_arms(options(), DEFAULTS)] == [
         "privileged_state",
