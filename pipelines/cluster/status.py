@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.cluster.campaign_runs import CampaignRun
-from pipelines.cluster.expected_steps import ExpectedStep, expected_steps
 from pipelines.cluster.kubernetes_api import Blind, CannotLook, Kubernetes
 from pipelines.cluster.pod_reasons import Reason, node_reason, pod_reason, was_stopped
 from pipelines.cluster.training_progress import TrainingProgress
 from pipelines.cluster.workflow_nodes import StepNodes, step_nodes
 from pipelines.display import Record, read_records
+from pipelines.expected_steps import ExpectedStep, expected_steps
 from roboimi.errors import StoreError
 from roboimi.storage.launch_record import CAMPAIGN
 from roboimi.storage.store import Store

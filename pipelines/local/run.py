@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pipelines.cluster.expected_steps import expected_steps
 from pipelines.display import Display, Record, failure_sentence, read_records, step_name, was_killed
+from pipelines.expected_steps import expected_steps
 from pipelines.local.request import DOCKER, SUBPROCESS, LocalRequest
 from roboimi.campaign_step import LOG_VARIABLE, LOGS_VARIABLE
 from roboimi.errors import StoreUnavailableError

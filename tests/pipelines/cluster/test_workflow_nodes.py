@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines.cluster.expected_steps import expected_steps, record_step
 from pipelines.cluster.workflow_nodes import step_nodes
+from pipelines.expected_steps import expected_steps, record_step
 from pipelines.profiles import STEPS
 from tests.pipelines.cluster.simulated_kubernetes import SimulatedKubernetes
 from tests.pipelines.cluster.workflows import EXIT_HANDLER, NAME, PARAMETERS, Cluster, step_path
