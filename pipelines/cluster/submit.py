@@ -24,9 +24,11 @@ from pipelines.cluster.supersede import supersede
 from pipelines.profiles import Profile, load_profile
 from roboimi.errors import ConfigError
 from roboimi.storage.launch_record import code_revision
+from roboimi.storage.store import open_store
 from roboimi.vla.config import TrainRun
 from roboimi.vla.data.manifest import resolve_dataset
 from roboimi.vla.models.encoder_spec import EncoderSpec
+from roboimi.vla.models.staged_weights import read_manifest
 
 DIRTY = "-dirty"
 _PUSHED = re.compile(r"s3://[^@]+@sha256:(?P<digest>[0-9a-f]{64})")
@@ -118,13 +120,22 @@ def make_plan(options: SubmitOptions, say: Say) -> Plan:
     arguments |= {**profile.shard_arguments(), "code_revision": revision}
     say(f"code     {revision}")
     say(f"data     {name.text}" + (f" ({len(ref.manifest.episodes)} episodes)" if ref else ""))
-    say(f"encoder  {spec.description}")
+    say(f"encoder  {spec.description}{_where_weights_are(spec, store) if ref else ''}")
     say(f"arms     {', '.join(arm.name for arm in arms)}")
     images = profile.cluster.images
     for image in dict.fromkeys((images.cpu, images.gpu)):
         pinned = "" if _PINNED.fullmatch(image) else " (not by digest: a node may hold another image of this name)"
         say(f"image    {image}{pinned}")
     return Plan(options, profile, arms, arguments, revision)
+
+
+def _where_weights_are(spec: EncoderSpec, store: str) -> str:
+    """The end of a line on an encoder of the hub: whether pods find it in the store."""
+    if spec.revision is None:
+        return ""
+    if read_manifest(open_store(store), spec) is not None:
+        return ", staged in the store"
+    return ", not staged: every pod asks the hub; `roboimi encoder stage` brings it into the store, once"
 
 
 def checked_revision(allow_dirty: bool) -> str:

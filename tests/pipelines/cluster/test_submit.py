@@ -10,8 +10,11 @@ import pytest
 from pipelines.arguments import TAKE_OVER
 from pipelines.cli import main
 from pipelines.cluster.kfp_connection import ServerError, ServerUnavailableError
+from roboimi.storage.store import open_store
 from roboimi.vla.config import compose_config
 from roboimi.vla.data.dataset_store import push_dataset
+from roboimi.vla.models.encoder_spec import EncoderSpec
+from roboimi.vla.models.staged_weights import stage_weights
 from tests.conftest import make_tiny_dataset
 from tests.minio_server import free_port
 
@@ -172,3 +175,17 @@ def test_the_dataset_is_looked_for_in_the_store(pushed, kfp, kubernetes, monkeyp
     assert "(3 episodes)" in out
     assert "no secret roboimi-store" in err  # the next check: this dataset is there, and fits
     assert not kfp.runs
+
+
+def test_where_pods_find_the_encoder_is_said(pushed, bucket, kfp, kubernetes, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("ROBOIMI_CACHE", str(tmp_path / "empty"))
+    kubernetes.secrets.clear()  # nothing is to be submitted
+    encoder, store = f"google/siglip2-base-patch16-256@{'3f' * 20}", f"s3://{bucket}/store"
+    base = ["submit", "--profile", "trial", "--dataset", pushed, "--store", store, "--encoder", encoder]
+    assert main(base) == 2
+    assert "not staged: every pod asks the hub" in " ".join(capsys.readouterr().out.split())
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    stage_weights(open_store(store), EncoderSpec.parse(encoder), tmp_path)
+    assert main(base) == 2
+    assert "staged in the store" in " ".join(capsys.readouterr().out.split())
