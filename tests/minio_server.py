@@ -79,11 +79,20 @@ class MinioServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(CLEARED)}
         environment |= {"MINIO_ROOT_USER": self.key, "MINIO_ROOT_PASSWORD": self.secret, "MINIO_BROWSER": "off"}
-        with open(self.folder.with_suffix(".log"), "ab") as log:
-            self._process = subprocess.Popen(
-                [*command, str(self.folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
-        wait_for_port(self.port, self._process)
+        # Of some thousand starts one was seen to compute for minutes without ever listening: such a one is replaced.
+        for attempt in range(3):
+            with open(self.folder.with_suffix(".log"), "ab") as log:
+                self._process = subprocess.Popen(
+                    [*command, str(self.folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                )
+            try:
+                wait_for_port(self.port, self._process, seconds=60)
+                break
+            except OSError:
+                if attempt == 2 or self._process.poll() is not None:
+                    raise
+                self._process.kill()
+                self._process.wait()
         client, deadline = self.client(), time.monotonic() + 120
         while True:
             try:
