@@ -137,7 +137,15 @@ def test_a_secret_without_a_key_is_said_too(refused, kubernetes):
     assert "Secret roboimi-store in 'kubeflow' lacks secret_key" in refused()
 
 
-def test_ctrl_c_ends_the_watching_and_not_the_run(kfp, kubernetes, capsys, monkeypatch):
+@pytest.fixture
+def terminal():
+    """Ctrl-C as a person's terminal has it; jobs that a shell started in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(terminal, kfp, kubernetes, capsys, monkeypatch):
     answer = kfp.answer
 
     def interrupt(method, path, query, body):
