@@ -10,7 +10,7 @@ from roboimi.vla.data.contract import DatasetContract
 from roboimi.vla.data.episode import write_episode
 from roboimi.vla.data.manifest import DatasetRef, resolve_dataset, split_episodes, write_manifest
 
-pytest_plugins = ["minio_server"]
+pytest_plugins = ["minio_server", "docker_engine"]
 
 TINY_CAMERAS = ("top", "left", "right")
 

@@ -5,13 +5,11 @@ Skipped without a Docker engine, and without the images that `make images` build
 
 import json
 import re
-from collections.abc import Iterator
 
 import docker
 import pytest
 
 from components.images import CPU_IMAGE, GPU_IMAGE
-from pipelines.local.docker_engine import EngineError, connect
 
 RESTRICTED = {
     "user": "54321:0",
@@ -44,16 +42,6 @@ MORE = {
     ),
 }
 WRITABLE = r"find / -xdev \( -type f -o -type d ! -perm -1000 \) -perm -0002 -print 2>/dev/null; true"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[docker.DockerClient]:
-    try:
-        client = connect()
-    except EngineError as error:
-        pytest.skip(str(error))
-    yield client
-    client.close()
 
 
 @pytest.fixture(params=[CPU_IMAGE, GPU_IMAGE])

@@ -11,16 +11,9 @@ from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, SiglipVi
 from roboimi.errors import EncoderError
 from roboimi.vla.models.encoder import load_vision_model, random_vision_model
 from roboimi.vla.models.encoder_spec import EncoderSpec
+from tests.tiny_tower import TINY
 
 HUB = "google/siglip2-base-patch16-256"
-TINY = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 16,
-}
 
 
 @pytest.fixture

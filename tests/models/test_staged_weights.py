@@ -27,18 +27,11 @@ from roboimi.vla.models.staged_weights import (
     stage_weights,
     staged_prefix,
 )
+from tests.tiny_tower import TINY
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SPEC = EncoderSpec.parse(f"google/tiny@{REVISION}")
 PREFIX = f"encoders/google/tiny/{REVISION}"
-TINY = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 16,
-}
 
 
 @pytest.fixture
